@@ -1,0 +1,1 @@
+"""Channels and radio impairments: composable, seeded, calibrated."""

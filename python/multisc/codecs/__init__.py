@@ -1,0 +1,1 @@
+"""Source codecs: between pictures or text and coefficients or bits."""

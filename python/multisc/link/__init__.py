@@ -1,0 +1,1 @@
+"""The ZeroMQ link between the flowgraph process and the inference process."""

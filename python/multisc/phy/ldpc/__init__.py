@@ -1,0 +1,1 @@
+"""5G NR LDPC codes (TS 38.212)."""

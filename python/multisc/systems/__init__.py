@@ -1,0 +1,1 @@
+"""Systems: two functions around a list of streams."""
