@@ -1,0 +1,49 @@
+#!/usr/bin/env bash
+# Makes the virtual environment $1 over the system's Python, which sees the distribution's GNU Radio.
+# Idempotent; prints what it does. Without root it says which packages to ask an administrator for.
+set -euo pipefail
+venv=${1:?usage: setup.sh VENV}
+python=${PYTHON:-/usr/bin/python3}
+root=$(cd "$(dirname "$0")" && pwd)
+say() { printf 'setup: %s\n' "$*"; }
+
+packages=()
+"$python" -c 'import gnuradio' 2>/dev/null || packages+=(gnuradio)
+"$python" -c 'import ensurepip' 2>/dev/null || packages+=(python3-venv)
+if ((${#packages[@]})); then
+    if [[ $(id -u) -ne 0 ]]; then
+        say "missing: ${packages[*]}. Ask an administrator for: apt-get install ${packages[*]}" >&2
+        exit 1
+    fi
+    if ! command -v apt-get >/dev/null; then
+        say "missing: ${packages[*]}, and there is no apt-get here: install them with this system's package manager" >&2
+        exit 1
+    fi
+    say "installing ${packages[*]} from the distribution (about a minute)"
+    export DEBIAN_FRONTEND=noninteractive
+    apt-get update -qq
+    apt-get install -y -qq --no-install-recommends "${packages[@]}" >/dev/null
+fi
+if [[ ! -x $venv/bin/python ]]; then
+    say "making $venv over $("$python" --version)"
+    "$python" -m venv --system-site-packages "$venv"
+fi
+say "installing the locked Python packages (about a minute)"
+"$venv/bin/python" -m pip install --quiet --disable-pip-version-check \
+    --constraint "$root/requirements.lock" --editable "$root[inference,dev]"
+
+# Without an __init__.py in gnuradio/ Python joins this folder to the distribution's package, so that
+# `from gnuradio import multisc` works from the checkout; an installed gr-multisc does not need it.
+site=$("$venv/bin/python" -c 'import sysconfig; print(sysconfig.get_path("purelib"))')
+mkdir -p "$site/gnuradio"
+ln -sfn "$root/gr-multisc/python/multisc" "$site/gnuradio/multisc"
+
+"$venv/bin/python" - <<'PY'
+import sys
+
+import numpy
+from gnuradio import gr
+
+print(f"setup: Python {sys.version.split()[0]}, NumPy {numpy.__version__}, GNU Radio {gr.version()}")
+PY
+touch "$venv/.ready"
