@@ -1,0 +1,29 @@
+"""What several tests share: where the data is, and a photograph that ships with a dependency."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+ROOT = Path(__file__).resolve().parents[1]
+SHARED = ROOT.parent / "shared" / "data"
+
+
+@pytest.fixture
+def kodak() -> Path:
+    """The folder of the 24 Kodak images; the test is skipped where it is absent."""
+    folder = SHARED / "kodak24"
+    if not folder.is_dir():
+        pytest.skip("the Kodak images are not beside this checkout (../shared/data/kodak24)")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def photograph() -> NDArray[np.uint8]:
+    """scikit-image's cat, uint8 of shape (300, 451, 3)."""
+    from skimage import data
+
+    return np.asarray(data.chelsea())
