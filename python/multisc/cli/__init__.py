@@ -8,6 +8,7 @@ import sys
 from collections.abc import Sequence
 
 from multisc import __version__
+from multisc.cli.arguments import Parser
 from multisc.errors import MultiscError
 
 # name -> (module, one line of help). Each module has configure(parser) and run(args) -> int.
@@ -30,7 +31,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         The exit code: 0 on success, 2 on bad usage or bad input, 1 on any other failure, 130 on Ctrl-C.
     """
     argv = sys.argv[1:] if argv is None else list(argv)
-    parser = argparse.ArgumentParser(prog="multisc", description=__doc__)
+    parser = Parser(prog="multisc", description=__doc__)
     parser.add_argument("--version", action="version", version=f"multisc {__version__}")
     subparsers = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     chosen = argv[0] if argv and argv[0] in COMMANDS else None

@@ -1,0 +1,87 @@
+"""Arguments that several commands share; a wrong one ends with one line and exit code 2."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+from collections.abc import Sequence
+from typing import Any, NoReturn
+
+from multisc.errors import BadInputError
+
+
+class Parser(argparse.ArgumentParser):
+    """An argument parser whose errors are one line that names the input, without the usage before it."""
+
+    def error(self, message: str) -> NoReturn:
+        """Print the line and exit with 2."""
+        self.exit(2, f"{self.prog}: {message} (see --help)\n")
+
+
+def finite_float(text: str) -> float:
+    """Parse a number that is neither NaN nor infinite."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not math.isfinite(value):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a finite number")
+    return value
+
+
+def seed(text: str) -> int:
+    """Parse a seed, 0 to 2**32 - 1."""
+    if not (text.isascii() and text.isdigit() and int(text) < 2**32):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 0 to {2**32 - 1}")
+    return int(text)
+
+
+def snr(text: str) -> dict[str, float]:
+    """Parse Es/N0 in dB: one number for all streams, or ``name=number`` pairs by the start of a stream's name.
+
+    Returns:
+        The pairs; the key "" stands for every stream that no other key fits. ``slice=10,text=3`` gives
+        {"slice": 10.0, "text": 3.0}. Values lie within -30 to 60 dB.
+    """
+    plan: dict[str, float] = {}
+    for part in text.split(","):
+        name, equals, value = part.rpartition("=")
+        if (equals and not name) or name in plan:
+            raise argparse.ArgumentTypeError(f"{text!r}: must be a number, or pairs such as slice=10,text=3")
+        plan[name] = finite_float(value)
+        if not -30 <= plan[name] <= 60:
+            raise argparse.ArgumentTypeError(f"SNR of {plan[name]:g} dB: must be -30 to 60 dB")
+    return plan
+
+
+def snr_of(plan: dict[str, float], stream: str) -> float:
+    """Es/N0 in dB of a stream after a plan of ``snr``: the longest key its name starts with.
+
+    Raises:
+        BadInputError: when no key fits the stream.
+    """
+    fitting = [key for key in plan if stream.startswith(key)]
+    if not fitting:
+        raise BadInputError(f"no SNR for stream {stream!r}: name it as in slice=10,text=3, or give one number")
+    return plan[max(fitting, key=len)]
+
+
+def option(text: str) -> tuple[str, Any]:
+    """Parse ``name=value`` of a system's option; the value is JSON where it is, else a string."""
+    name, equals, value = text.partition("=")
+    name = name.strip().replace("-", "_")
+    if not equals or not name:
+        raise argparse.ArgumentTypeError(f"{text!r}: must be name=value")
+    try:
+        parsed = json.loads(value)
+    except ValueError:
+        parsed = value
+    if not isinstance(parsed, str | int | float | bool):
+        raise argparse.ArgumentTypeError(f"{text!r}: the value must be a number, a word, true or false")
+    return name, parsed
+
+
+def options(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
+    """Join what several ``--set`` gave; the last of a name counts."""
+    return dict(pairs)

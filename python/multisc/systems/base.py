@@ -1,0 +1,59 @@
+"""What a system is: two functions around a list of streams."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import fields
+from typing import Any, Protocol, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from multisc.errors import BadInputError
+from multisc.streams import Encoded, ReceivedImage, Reconstruction
+
+Options = Mapping[str, Any]
+T = TypeVar("T")
+
+
+class System(Protocol):
+    """A way to send a picture. The physical layer between the two functions knows nothing of it."""
+
+    name: str
+
+    def encode(self, image: NDArray[np.uint8], options: Options) -> Encoded:
+        """Turn a picture, uint8 of shape (H, W, 3), into streams.
+
+        Raises:
+            BadInputError: for an option or a picture that the system cannot use.
+        """
+        ...
+
+    def decode(self, received: ReceivedImage, options: Options) -> Reconstruction:
+        """Turn what arrived into a picture and text, or an outage; streams may hold errors or be missing.
+
+        Raises:
+            BadInputError: for an option that the system cannot use.
+        """
+        ...
+
+
+def parse_options(kind: type[T], options: Options, system: str) -> T:
+    """Build the options dataclass of a system from what the command line or the network gave.
+
+    Raises:
+        BadInputError: for a name the system does not have or a value of the wrong type.
+    """
+    known = {f.name: f for f in fields(kind)}  # type: ignore[arg-type]
+    unknown = sorted(set(options) - set(known))
+    if unknown:
+        raise BadInputError(f"{system} has no option {unknown[0]!r}: it has {', '.join(sorted(known))}")
+    values: dict[str, Any] = {}
+    for name, value in options.items():
+        wanted = type(known[name].default)
+        if wanted is float and type(value) is int:
+            value = float(value)
+        if type(value) is not wanted:
+            raise BadInputError(f"{system}: option {name} is {value!r}: must be of type {wanted.__name__}")
+        values[name] = value
+    return kind(**values)

@@ -1,0 +1,58 @@
+"""The systems by the name they have on the command line. Adding one is a module and a line here."""
+
+from __future__ import annotations
+
+import importlib
+from dataclasses import dataclass
+
+from multisc.errors import BadInputError
+from multisc.systems.base import System
+
+
+@dataclass(frozen=True)
+class Entry:
+    """Where a system is and what it needs.
+
+    Args:
+        factory: "module:callable"; the callable takes the models profile (a name or a directory).
+        needs_models: whether it must run in the inference process.
+        summary: one line for help texts and the report.
+    """
+
+    factory: str
+    needs_models: bool
+    summary: str
+
+
+SYSTEMS: dict[str, Entry] = {
+    "multi-sc": Entry("multisc.systems.multi_sc:multi_sc", True, "subject slice and four block captions"),
+    "single-text": Entry("multisc.systems.multi_sc:single_text", True, "subject slice and one caption"),
+    "bpg-ldpc": Entry("multisc.systems.bpg_ldpc:bpg_ldpc", False, "BPG picture, CRC and LDPC"),
+}
+
+
+def get_entry(name: str) -> Entry:
+    """Look up a system.
+
+    Raises:
+        BadInputError: for an unknown name.
+    """
+    if name not in SYSTEMS:
+        raise BadInputError(f"system {name!r}: must be one of {', '.join(SYSTEMS)}")
+    return SYSTEMS[name]
+
+
+def get_system(name: str, models: str = "embedded") -> System:
+    """Load a system with its models.
+
+    Args:
+        name: one of ``SYSTEMS``.
+        models: "embedded", "foundation" or the path of a profile's directory; ignored by systems without models.
+
+    Raises:
+        BadInputError: for an unknown name.
+        ModelError: when a checkpoint cannot be loaded.
+    """
+    module, factory = get_entry(name).factory.split(":")
+    system: System = getattr(importlib.import_module(module), factory)(models)
+    return system
