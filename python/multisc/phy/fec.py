@@ -1,0 +1,211 @@
+"""Forward error correction by name: what stands between the bits of a stream and its modulator.
+
+A code is named by a specification: ``none``; ``nr:R``, the transport block chain of 5G NR at code rate R, one of
+``RATES``; ``pyldpc:N:DV:DC``, a regular Gallager code of length N with DV ones per column and DC per row, constructed
+by pyldpc, in blocks under one CRC-24A.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from multisc.errors import BadInputError
+from multisc.phy.crc import CRC24A
+from multisc.phy.ldpc.decoder import Decoder
+from multisc.phy.ldpc.graph import graph_of_matrix
+from multisc.phy.ldpc.transport import TransportBlock
+
+RATES = {
+    "1/5": 1 / 5,
+    "1/3": 1 / 3,
+    "2/5": 2 / 5,
+    "1/2": 1 / 2,
+    "3/5": 3 / 5,
+    "2/3": 2 / 3,
+    "3/4": 3 / 4,
+    "5/6": 5 / 6,
+    "8/9": 8 / 9,
+}
+MAX_PAYLOAD_BITS = 1 << 24
+MAX_GALLAGER_BITS = 4096
+# The decoder of every stream; docs/ldpc.md measures the others.
+ALGORITHM, SCHEDULE, ITERATIONS = "normalised-minsum", "layered", 20
+
+
+@dataclass(frozen=True)
+class Decoded:
+    """Outcome of decoding a stream.
+
+    Args:
+        bits: decided payload bits, uint8 (A,), also when the CRC fails.
+        crc_ok: verdict of the CRC over the payload; None when the code has none.
+        blocks_ok: verdict per code block, bool (C,); None when the code has no blocks.
+    """
+
+    bits: NDArray[np.uint8]
+    crc_ok: bool | None
+    blocks_ok: NDArray[np.bool_] | None
+
+
+class Code(Protocol):
+    """A code for a payload of a given length. Objects are immutable and may be shared between threads."""
+
+    @property
+    def payload_bits(self) -> int:
+        """A, bits before encoding."""
+
+    @property
+    def coded_bits(self) -> int:
+        """G, bits after encoding; a multiple of the bits of a symbol."""
+
+    def encode(self, bits: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        """Encode uint8 (A,) of 0 and 1 into uint8 (G,); BadInputError for another length."""
+
+    def decode(self, llr: NDArray[np.float32]) -> Decoded:
+        """Decode float32 (G,) ratios log(p(0)/p(1)), 0 where erased; BadInputError for another length."""
+
+
+def make_code(spec: str, payload_bits: int, bits_per_symbol: int) -> Code:
+    """Return the code of a specification.
+
+    Args:
+        spec: see the module's description.
+        payload_bits: A, 1 to 2**24.
+        bits_per_symbol: 1, 2, 4, 6 or 8.
+
+    Raises:
+        BadInputError: for an unknown specification or numbers out of range.
+    """
+    if not 1 <= payload_bits <= MAX_PAYLOAD_BITS:
+        raise BadInputError(f"payload of {payload_bits} bits: must be 1 to {MAX_PAYLOAD_BITS}")
+    if bits_per_symbol not in (1, 2, 4, 6, 8):
+        raise BadInputError(f"{bits_per_symbol} bits per symbol: must be 1, 2, 4, 6 or 8")
+    return _make_code(spec, int(payload_bits), int(bits_per_symbol))
+
+
+@lru_cache(maxsize=64)
+def _make_code(spec: str, payload_bits: int, bits_per_symbol: int) -> Code:
+    kind, _, rest = spec.partition(":")
+    makers: dict[str, Callable[[str, int, int], Code]] = {"none": _uncoded, "nr": _nr, "pyldpc": _pyldpc}
+    if kind not in makers:
+        raise BadInputError(f"code {spec!r}: must be none, nr:R or pyldpc:N:DV:DC")
+    return makers[kind](rest, payload_bits, bits_per_symbol)
+
+
+def _uncoded(rest: str, payload_bits: int, bits_per_symbol: int) -> Code:
+    if rest:
+        raise BadInputError(f"code 'none:{rest}': none takes no parameters")
+    return UncodedBits(payload_bits, bits_per_symbol)
+
+
+def _nr(rest: str, payload_bits: int, bits_per_symbol: int) -> Code:
+    if rest not in RATES:
+        raise BadInputError(f"code 'nr:{rest}': the rate must be one of {', '.join(RATES)}")
+    return NrCode(TransportBlock(payload_bits, RATES[rest], bits_per_symbol))
+
+
+def _pyldpc(rest: str, payload_bits: int, bits_per_symbol: int) -> Code:
+    parts = rest.split(":")
+    if len(parts) != 3 or not all(p.isascii() and p.isdigit() and len(p) <= 5 for p in parts):
+        raise BadInputError(
+            f"code 'pyldpc:{rest}': must be pyldpc:N:DV:DC with three whole numbers, such as pyldpc:648:3:6"
+        )
+    n, dv, dc = map(int, parts)
+    if not (2 <= dv < dc <= n <= MAX_GALLAGER_BITS and n % dc == 0):
+        raise BadInputError(
+            f"code 'pyldpc:{rest}': needs 2 <= DV < DC <= N <= {MAX_GALLAGER_BITS} and DC a divisor of N"
+        )
+    return GallagerCode(n, dv, dc, payload_bits, bits_per_symbol)
+
+
+class UncodedBits:
+    """No code: zeros fill the last symbol."""
+
+    def __init__(self, payload_bits: int, bits_per_symbol: int) -> None:
+        self.payload_bits = payload_bits
+        self.coded_bits = -(-payload_bits // bits_per_symbol) * bits_per_symbol
+
+    def encode(self, bits: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        """See :class:`Code`."""
+        out = np.zeros(self.coded_bits, np.uint8)
+        out[: self.payload_bits] = _exactly(bits, self.payload_bits, "bits")
+        return out
+
+    def decode(self, llr: NDArray[np.float32]) -> Decoded:
+        """See :class:`Code`."""
+        soft = _exactly(llr, self.coded_bits, "LLRs")
+        return Decoded((soft[: self.payload_bits] < 0).astype(np.uint8), None, None)
+
+
+class NrCode:
+    """The transport block chain of 5G NR."""
+
+    def __init__(self, transport: TransportBlock) -> None:
+        self._transport = transport
+        self.payload_bits, self.coded_bits = transport.payload_bits, transport.coded_bits
+
+    def encode(self, bits: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        """See :class:`Code`."""
+        return self._transport.encode(bits)
+
+    def decode(self, llr: NDArray[np.float32]) -> Decoded:
+        """See :class:`Code`."""
+        result = self._transport.decode(llr, ALGORITHM, SCHEDULE, ITERATIONS)
+        return Decoded(result.bits, result.crc_ok, result.blocks_ok)
+
+
+class GallagerCode:
+    """A regular Gallager code constructed by pyldpc, decoded by our sum-product decoder."""
+
+    def __init__(self, n: int, dv: int, dc: int, payload_bits: int, bits_per_symbol: int) -> None:
+        checks, generator = _gallager(n, dv, dc)
+        self._generator = generator
+        self._n, self._k = generator.shape
+        self.payload_bits = payload_bits
+        self._blocks = -(-(payload_bits + CRC24A.length) // self._k)
+        self.coded_bits = -(-self._blocks * self._n // bits_per_symbol) * bits_per_symbol
+        self._decoder = Decoder(graph_of_matrix(checks), np.arange(n, dtype=np.int32), self._k)
+
+    def encode(self, bits: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        """See :class:`Code`."""
+        message = np.zeros(self._blocks * self._k, np.uint8)
+        word = CRC24A.attach(_exactly(bits, self.payload_bits, "bits").astype(np.uint8))
+        message[: word.size] = word
+        out = np.zeros(self.coded_bits, np.uint8)
+        sums = message.reshape(self._blocks, self._k).astype(np.float32) @ self._generator.T.astype(np.float32)
+        out[: self._blocks * self._n] = (sums.astype(np.int64) & 1).ravel()
+        return out
+
+    def decode(self, llr: NDArray[np.float32]) -> Decoded:
+        """See :class:`Code`."""
+        soft = _exactly(llr, self.coded_bits, "LLRs").astype(np.float32)
+        words = soft[: self._blocks * self._n].reshape(self._blocks, self._n)
+        result = self._decoder.decode(words, "spa", "flooding", 50)
+        message = result.bits.ravel()[: self.payload_bits + CRC24A.length]
+        crc_ok = bool(CRC24A.check(message)) and bool(np.any(soft))
+        return Decoded(message[: self.payload_bits].copy(), crc_ok, result.parity_ok)
+
+
+@lru_cache(maxsize=8)
+def _gallager(n: int, dv: int, dc: int) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+    """Return parity checks (m, n) and a systematic generator (n, k) of a fixed construction."""
+    import pyldpc  # heavy, and only this code needs it
+
+    checks, generator = pyldpc.make_ldpc(n, dv, dc, systematic=True, sparse=True, seed=0)
+    checks, generator = np.asarray(checks, np.uint8), np.asarray(generator, np.uint8)
+    if not np.array_equal(generator[: generator.shape[1]], np.eye(generator.shape[1], dtype=np.uint8)):
+        raise BadInputError(f"code 'pyldpc:{n}:{dv}:{dc}': pyldpc gives no systematic code for these numbers")
+    return checks, generator
+
+
+def _exactly(values: NDArray, count: int, what: str) -> NDArray:
+    values = np.asarray(values)
+    if values.shape != (count,):
+        raise BadInputError(f"{what} of shape {values.shape}: must be ({count},)")
+    return values
