@@ -1,0 +1,364 @@
+"""The receiver: samples in, bursts out."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from multisc.phy.buffer import SampleBuffer
+from multisc.phy.config import PhyConfig
+from multisc.phy.estimation import BurstEstimator, IdealEstimator
+from multisc.phy.header import BurstHeader, Control, HeaderCodec, HeaderError, StreamEntry
+from multisc.phy.ofdm import grid_of, to_grid
+from multisc.phy.orthogonal import Multiplexer, fits
+from multisc.phy.preamble import LONG_SYMBOLS, preamble_of
+from multisc.phy.sync import BACKOFF, DETECTION_BLOCK, Detection, Detector, FineTiming, Timing
+
+_PIECE = 1 << 16  # samples of a long push taken in at once, so that memory stays bounded
+MAX_OVERLAP = 4  # bursts that may be on the air at once; headers that claim more are refused
+
+
+@dataclass(frozen=True)
+class Segment:
+    """What one burst brings of one stream.
+
+    Args:
+        entry: the stream's row of the header.
+        offset, stride: the symbols are those numbered offset, offset + stride, offset + 2 stride... of the stream.
+        symbols: complex64, equalised to unit mean power.
+        noise_variance: float32, of the complex noise of each symbol; inf where the burst was cut short.
+    """
+
+    entry: StreamEntry
+    offset: int
+    stride: int
+    symbols: NDArray[np.complex64]
+    noise_variance: NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class ReceivedBurst:
+    """A burst whose header was right.
+
+    Args:
+        header: what the burst says of itself.
+        segments: what it brings of each stream in its table.
+        snr_db: Es/N0 per channel use of a stream at 0 dB.
+        cfo: carrier offset in subcarriers.
+        clock_ppm: clock offset; positive when the receiver's clock is the faster one.
+        evm: root-mean-square error of the payload's pilots against their amplitude; NaN without payload.
+        start: index of the preamble's first sample among all samples pushed.
+        length: samples of the burst.
+        header_symbols: OFDM symbols of its header.
+        truncated: whether the samples ended before the burst did.
+    """
+
+    header: BurstHeader
+    segments: tuple[Segment, ...]
+    snr_db: float
+    cfo: float
+    clock_ppm: float
+    evm: float
+    start: int
+    length: int
+    header_symbols: int
+    truncated: bool
+
+
+@dataclass
+class ReceiverCounters:
+    """What happened so far.
+
+    Args:
+        samples: pushed.
+        bad_samples: NaN, infinite or beyond 1e12; replaced by zero.
+        detections: preambles that seemed to be there.
+        header_failures: detections without a right header behind them.
+        truncated: bursts whose header or payload was cut short by the end of the samples.
+        refused: bursts with a right header that claim more than the receiver's limits.
+        bursts: bursts handed on.
+    """
+
+    samples: int = 0
+    bad_samples: int = 0
+    detections: int = 0
+    header_failures: int = 0
+    truncated: int = 0
+    refused: int = 0
+    bursts: int = 0
+
+
+@dataclass(frozen=True)
+class IdealSync:
+    """Perfect knowledge of a flat channel, for comparison with theory.
+
+    Args:
+        starts: sample index of each burst's first sample, ascending; may be endless.
+        noise_variance: N0 per complex sample.
+        gain: complex factor of the channel, the transmitter's amplitude included.
+        cfo: carrier offset in subcarriers, with phase zero at the burst's first sample.
+    """
+
+    starts: Iterable[int]
+    noise_variance: float
+    gain: complex = 1.0
+    cfo: float = 0.0
+
+
+@dataclass
+class _Opened:
+    """A burst on its way through the receiver."""
+
+    timing: Timing
+    estimator: BurstEstimator
+    first_symbol: int  # sample index of symbol 0, behind its prefix
+    control: Control | None = None
+    head: bytes = b""
+    header: BurstHeader | None = None
+    header_symbols: int = 0
+    grids: list[NDArray[np.complex64]] = field(default_factory=list)
+
+
+class BurstReceiver:
+    """Finds and demodulates bursts in a stream of samples.
+
+    What comes out depends on the samples alone, bit for bit, and not on how they are cut into pushes. Memory is
+    bounded by the longest burst. Every detection is followed up on its own, so that neither a false one nor a burst under
+    another hides a burst. Not thread-safe.
+
+    Args:
+        config: numerology; headers that claim more than ``max_payload_symbols`` are refused.
+        ideal: replaces detection, synchronisation and channel estimation by knowledge.
+    """
+
+    def __init__(self, config: PhyConfig | None = None, ideal: IdealSync | None = None) -> None:
+        self.config = config or PhyConfig()
+        self.counters = ReceiverCounters()
+        self._codec = HeaderCodec(self.config)
+        self._grid = grid_of(self.config)
+        self._preamble = preamble_of(self.config)
+        self._detector = Detector(self.config)
+        self._fine = FineTiming(self.config)
+        self._buffer = SampleBuffer()
+        self._searched = 0  # samples below this index have been searched for preambles
+        self._pending: deque[Detection] = deque()
+        self._opened: _Opened | None = None
+        self._ends: deque[int] = deque(maxlen=MAX_OVERLAP)  # of the latest bursts accepted
+        self._ideal = ideal
+        self._starts: Iterator[int] = iter(ideal.starts) if ideal else iter(())
+        self._next_start = next(self._starts, None)
+
+    def push(self, samples: NDArray[np.complex64]) -> list[ReceivedBurst]:
+        """Take in samples.
+
+        Args:
+            samples: complex64 of shape (n,), any n; not kept.
+
+        Returns:
+            The bursts that are now complete, in the order of their beginning.
+        """
+        self.counters.samples += samples.size
+        bursts: list[ReceivedBurst] = []
+        for first in range(0, samples.size, _PIECE):
+            self.counters.bad_samples += self._buffer.append(samples[first : first + _PIECE])
+            bursts += self._advance(final=False)
+        return bursts
+
+    def flush(self) -> list[ReceivedBurst]:
+        """End the stream: return what is still under way, bursts that were cut short included.
+
+        Samples pushed later begin a new stream; their indices go on counting.
+        """
+        bursts = self._advance(final=True)
+        self._buffer.release(self._buffer.end)
+        self._searched = self._buffer.end
+        self._ends.clear()
+        return bursts
+
+    def _advance(self, final: bool) -> list[ReceivedBurst]:
+        bursts: list[ReceivedBurst] = []
+        if self._ideal is None:
+            need = DETECTION_BLOCK + self._detector.lookahead
+            while self._buffer.end - self._searched >= need or (final and self._searched < self._buffer.end):
+                block = self._buffer.view(self._searched, need)
+                self._add(self._detector.process(block, self._searched))
+                self._searched += DETECTION_BLOCK
+                bursts += self._follow_up(final=False)
+                self._release()
+            if final:
+                self._add(self._detector.flush())
+        else:
+            while self._next_start is not None and self._next_start < self._buffer.end:
+                self._add([Detection(self._next_start, self._ideal.cfo, 1.0)])
+                self._next_start = next(self._starts, None)
+            self._searched = self._buffer.end
+        bursts += self._follow_up(final)
+        self._release()
+        return bursts
+
+    def _add(self, detections: list[Detection]) -> None:
+        self.counters.detections += len(detections)
+        self._pending.extend(detections)
+
+    def _release(self) -> None:
+        """Let go of samples that nothing can ask for any more."""
+        reach = self._fine.before + 2 * self._detector.lookahead
+        oldest = self._searched
+        if self._pending:
+            oldest = min(oldest, self._pending[0].start)
+        self._buffer.release(oldest - reach)
+
+    def _follow_up(self, final: bool) -> list[ReceivedBurst]:
+        """Take the detections in order as far as the samples reach."""
+        bursts: list[ReceivedBurst] = []
+        while self._pending:
+            try:
+                done, burst = self._step(self._pending[0], final)
+            except HeaderError:
+                self.counters.header_failures += 1
+                done, burst = True, None
+            if not done:
+                break
+            self._pending.popleft()
+            self._opened = None
+            if burst is not None:
+                self.counters.bursts += 1
+                bursts.append(burst)
+        return bursts
+
+    def _step(self, detection: Detection, final: bool) -> tuple[bool, ReceivedBurst | None]:
+        """Bring one detection forward.
+
+        Returns:
+            Whether it is done with, and the burst if there is one.
+
+        Raises:
+            HeaderError: when there is no right header.
+        """
+        end = self._buffer.end
+        step = self.config.symbol_samples
+        if self._opened is None:
+            if detection.start + self._fine.after + step > end:
+                if not final:
+                    return False, None
+                if detection.start + self._preamble.length + step > end:
+                    self.counters.truncated += 1
+                    return True, None
+            self._opened = self._open(detection)
+        opened = self._opened
+        if opened.header is None:
+            assert opened.control is not None
+            symbols = self._codec.symbols(opened.control.description_bytes)
+            if opened.first_symbol + symbols * step > end:
+                if final:
+                    self.counters.truncated += 1
+                return final, None
+            self._read_header(opened, symbols)
+            if not self._accept(opened):
+                self.counters.refused += 1
+                return True, None
+        assert opened.header is not None
+        wanted = opened.header.payload_symbols
+        here = min(wanted, (end - opened.first_symbol - self.config.fft_size) // step + 1 - opened.header_symbols)
+        if here < wanted and not final:
+            return False, None
+        self.counters.truncated += here < wanted
+        return True, self._finish(opened, max(here, 0))
+
+    def _demodulate(self, opened: _Opened, first: int, count: int) -> NDArray[np.complex64]:
+        """The grid of symbols ``first`` to ``first + count - 1``."""
+        step = self.config.symbol_samples
+        begin = opened.first_symbol + first * step
+        samples = self._buffer.view(begin, (count - 1) * step + self.config.fft_size)
+        return to_grid(samples, 0, count, step, opened.timing.cfo, opened.timing.start - begin, self.config)
+
+    def _open(self, detection: Detection) -> _Opened:
+        """Synchronise, estimate the channel, read the control symbol."""
+        n = self.config.fft_size
+        if self._ideal is not None:
+            timing = Timing(detection.start, self._ideal.cfo)
+            estimator: BurstEstimator = IdealEstimator(self.config, self._ideal.gain, self._ideal.noise_variance)
+        else:
+            begin = detection.start - self._fine.before
+            window = self._buffer.view(begin, self._fine.before + self._fine.after)
+            timing = self._fine.refine(window, detection, begin)
+            begin = timing.start + self._preamble.long_start
+            training = self._buffer.view(begin, LONG_SYMBOLS * n)
+            received = to_grid(training, 0, LONG_SYMBOLS, n, timing.cfo, timing.start - begin, self.config)
+            estimator = BurstEstimator(self.config, received, self._preamble.long)
+        opened = _Opened(timing, estimator, timing.start + self._preamble.length + self.config.cyclic_prefix)
+        grid = self._demodulate(opened, 0, 1)
+        opened.grids.append(grid)
+        estimator.fit(grid)
+        symbols, variance, _ = estimator.equalise(grid, 0)
+        opened.control, opened.head = self._codec.decode_control(symbols[0], variance[0])
+        return opened
+
+    def _read_header(self, opened: _Opened, symbols: int) -> None:
+        """Read the description; then learn the channel from the whole header, which is now known."""
+        assert opened.control is not None
+        opened.grids.append(self._demodulate(opened, 1, symbols - 1))
+        grid = np.concatenate(opened.grids)
+        opened.estimator.fit(grid)
+        data, variance, _ = opened.estimator.equalise(grid, 0)
+        header, sent = self._codec.decode_description(opened.control, opened.head, data[1:], variance[1:])
+        opened.estimator.learn(grid, self._grid.fill(sent))
+        opened.header, opened.header_symbols = header, symbols
+        opened.grids = [grid]
+
+    def _accept(self, opened: _Opened) -> bool:
+        """Whether the header's claims stay within the receiver's limits.
+
+        Raises:
+            HeaderError: when they contradict one another.
+        """
+        header = opened.header
+        assert header is not None
+        if not fits(header.orthogonal, header.counts(), header.payload_symbols, self.config.data_carriers):
+            raise HeaderError("the streams do not fit the payload")
+        if header.payload_symbols > self.config.max_payload_symbols:
+            return False
+        start = opened.timing.start
+        if len(self._ends) == MAX_OVERLAP and min(self._ends) > start:
+            return False
+        samples = (opened.header_symbols + header.payload_symbols) * self.config.symbol_samples
+        self._ends.append(start + self._preamble.length + samples)
+        return True
+
+    def _finish(self, opened: _Opened, here: int) -> ReceivedBurst:
+        """Demodulate the first ``here`` payload symbols; the others were never received."""
+        header, estimator, first = opened.header, opened.estimator, opened.header_symbols
+        assert header is not None
+        symbols = np.zeros((header.payload_symbols, self.config.data_carriers), np.complex64)
+        variance = np.full(symbols.shape, np.inf, np.float32)
+        evm = float("nan")
+        if here > 0:
+            grid = np.concatenate([*opened.grids, self._demodulate(opened, first, here)])
+            estimator.fit(grid)
+            symbols[:here], variance[:here], evm = estimator.equalise(grid[first:], first)
+        multiplexer = Multiplexer(
+            header.orthogonal, header.counts(), header.payload_symbols, self.config.data_carriers
+        )
+        segments = []
+        for entry, (values, noise) in zip(header.streams, multiplexer.unmap(symbols, variance), strict=True):
+            if entry.power_db != 0.0:
+                values = (values * np.float32(10.0 ** (-entry.power_db / 20.0))).astype(np.complex64)
+                noise = (noise * np.float32(10.0 ** (-entry.power_db / 10.0))).astype(np.float32)
+            segments.append(Segment(entry, header.sequence, header.total, values, noise))
+        n, step = self.config.fft_size, self.config.symbol_samples
+        return ReceivedBurst(
+            header=header,
+            segments=tuple(segments),
+            snr_db=10.0 * float(np.log10(estimator.snr)),
+            cfo=opened.timing.cfo + float(estimator.model[1]) / (2.0 * np.pi) * n / step,
+            clock_ppm=-1e6 * float(estimator.model[3]) / (2.0 * np.pi) * n / step,
+            evm=evm,
+            start=opened.timing.start + (BACKOFF if self._ideal is None else 0),
+            length=self._preamble.length + (first + header.payload_symbols) * step,
+            header_symbols=first,
+            truncated=here < header.payload_symbols,
+        )

@@ -1,0 +1,163 @@
+"""From a stream to channel symbols and back: quantiser, FEC and modulation of one stream."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from multisc.codecs.quantise import Quantiser
+from multisc.errors import BadInputError
+from multisc.phy import modulation as mod
+from multisc.phy.fec import make_code
+from multisc.streams import ReceivedStream, Stream
+
+MAX_LENGTH = 1 << 24  # bits or features of one stream
+
+
+@dataclass(frozen=True)
+class StreamDescriptor:
+    """What the header says of a stream: all a receiver needs to make sense of its symbols.
+
+    Args:
+        name: as ``Stream.name``.
+        modulation: as ``Stream.modulation``.
+        code: as ``Stream.code``.
+        length: payload bits of a digital stream, features of an analog one; 0 to 2**24.
+        symbols: channel uses of the whole stream.
+        gain: factor that scales analog features back; 1 for a digital stream.
+        quantiser: of a quantised stream, else None.
+    """
+
+    name: str
+    modulation: str
+    code: str
+    length: int
+    symbols: int
+    gain: float = 1.0
+    quantiser: Quantiser | None = None
+
+
+@dataclass(frozen=True)
+class ModulatedStream:
+    """A stream as channel symbols.
+
+    Args:
+        descriptor: goes into the header.
+        symbols: complex64 of shape (descriptor.symbols,), unit mean power.
+        power_db: level of this stream against the pilots, -40 to 20 dB; told in the header.
+    """
+
+    descriptor: StreamDescriptor
+    symbols: NDArray[np.complex64]
+    power_db: float = 0.0
+
+
+def modulate(stream: Stream, power_db: float = 0.0) -> ModulatedStream:
+    """Turn a stream into channel symbols.
+
+    Args:
+        stream: what to send.
+        power_db: see ``ModulatedStream``.
+
+    Raises:
+        BadInputError: for a stream that is too long, an unknown code, or features that are not finite.
+    """
+    if stream.kind == "analog":
+        if stream.data.size > MAX_LENGTH:
+            raise BadInputError(f"stream {stream.name}: {stream.data.size} features, at most {MAX_LENGTH}")
+        if not np.isfinite(stream.data).all():
+            raise BadInputError(f"stream {stream.name}: a feature is not finite")
+        symbols, gain = mod.map_features(stream.data)
+        described = StreamDescriptor(stream.name, "analog", "none", stream.data.size, symbols.size, float(gain))
+        return ModulatedStream(described, symbols, power_db)
+    bits = stream.bits()
+    if bits.size > MAX_LENGTH:
+        raise BadInputError(f"stream {stream.name}: {bits.size} bits, at most {MAX_LENGTH}")
+    coded = _coded(stream.code, stream.modulation, bits)
+    symbols = mod.map_bits(coded, stream.modulation)
+    described = StreamDescriptor(
+        stream.name, stream.modulation, stream.code, bits.size, symbols.size, quantiser=stream.quantiser
+    )
+    return ModulatedStream(described, symbols, power_db)
+
+
+def _coded(code: str, modulation: str, bits: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """FEC, then zero bits up to a whole number of symbols (an uncoded stream may end inside a symbol)."""
+    width = mod.bits_per_symbol(modulation)
+    if bits.size and code != "none":
+        bits = make_code(code, bits.size, width).encode(bits)
+    return np.concatenate([bits, np.zeros(-bits.size % width, np.uint8)]) if bits.size % width else bits
+
+
+def demodulate(
+    descriptor: StreamDescriptor, symbols: NDArray[np.complex64], noise_variance: NDArray[np.float32]
+) -> ReceivedStream:
+    """Recover a stream from its symbols.
+
+    Args:
+        descriptor: from the header.
+        symbols: complex64 (descriptor.symbols,), equalised to unit mean power.
+        noise_variance: float32 of that shape, of the complex noise of each symbol; inf where nothing was received.
+
+    Returns:
+        The stream, with its soft bits; coefficients are the least-squares estimate given what was received.
+
+    Raises:
+        BadInputError: when the descriptor contradicts itself or the symbols: a header that lies.
+    """
+    if symbols.size != descriptor.symbols or noise_variance.size != descriptor.symbols:
+        raise BadInputError(
+            f"stream {descriptor.name}: {symbols.size} symbols where {descriptor.symbols} are announced"
+        )
+    received = np.isfinite(noise_variance)
+    delivered = bool(received.any()) or descriptor.symbols == 0
+    # The mean over symbols of unit power: Es/N0 is the inverse of the mean noise.
+    noise = float(noise_variance[received].mean(dtype=np.float64)) if received.any() else float("nan")
+    snr_db = -10.0 * np.log10(noise) if noise > 0 else float("nan")
+    if descriptor.modulation == "analog":
+        return _demodulate_analog(descriptor, symbols, received, delivered, snr_db)
+    if descriptor.quantiser is not None and descriptor.length % descriptor.quantiser.bits:
+        raise BadInputError(f"stream {descriptor.name}: {descriptor.length} bits are no whole number of coefficients")
+    width = mod.bits_per_symbol(descriptor.modulation)
+    coded = descriptor.code != "none" and descriptor.length > 0
+    code = make_code(descriptor.code, descriptor.length, width) if coded else None
+    expected = code.coded_bits if code else descriptor.length
+    if -(-expected // width) != descriptor.symbols:
+        raise BadInputError(
+            f"stream {descriptor.name}: {descriptor.symbols} symbols announced, {descriptor.length} bits of "
+            f"{descriptor.code} take {-(-expected // width)}"
+        )
+    if received.all():
+        llrs = mod.demap(symbols, noise_variance, descriptor.modulation)[:expected]
+    else:
+        llrs = np.zeros((descriptor.symbols, width), np.float32)
+        if received.any():
+            heard = mod.demap(symbols[received], noise_variance[received], descriptor.modulation)
+            llrs[received] = heard.reshape(-1, width)
+        llrs = llrs.ravel()[:expected]
+    quantiser = descriptor.quantiser
+    if code is None:
+        data = (llrs < 0).astype(np.uint8) if quantiser is None else quantiser.expect(llrs)
+        return ReceivedStream(descriptor.name, data, delivered, None, snr_db, llrs)
+    decoded = code.decode(llrs)
+    data = decoded.bits if quantiser is None else quantiser.dequantise(decoded.bits)
+    return ReceivedStream(descriptor.name, data, delivered, decoded.crc_ok, snr_db, llrs)
+
+
+def _demodulate_analog(
+    descriptor: StreamDescriptor,
+    symbols: NDArray[np.complex64],
+    received: NDArray[np.bool_],
+    delivered: bool,
+    snr_db: float,
+) -> ReceivedStream:
+    if -(-descriptor.length // 2) != descriptor.symbols:
+        raise BadInputError(
+            f"stream {descriptor.name}: {descriptor.symbols} symbols announced, {descriptor.length} features take "
+            f"{-(-descriptor.length // 2)}"
+        )
+    heard = np.where(received, symbols, np.complex64(0))
+    data = mod.demap_features(heard, descriptor.gain, descriptor.length)
+    return ReceivedStream(descriptor.name, data, delivered, None, snr_db)
