@@ -120,7 +120,9 @@ class Decoder:
             like = np.array([kernels.POSTERIOR_LIMIT, kernels.POSTERIOR_LIMIT, -kernels.POSTERIOR_LIMIT], np.int16)
             limit = np.int16(self._message_limit)
         graph, rule = self.graph, ALGORITHMS[algorithm]
-        group = min(max(1, GROUP_LANES // graph.lifting), max(blocks, 1))
+        work = blocks * graph.column.size * graph.lifting * iterations
+        threads = _processors() if work >= THREAD_WORK else 1
+        group = max(1, min(GROUP_LANES // graph.lifting, -(-blocks // threads)))
 
         def part(begin: int, end: int) -> None:
             out = result.bits[begin:end], result.parity_ok[begin:end], result.iterations[begin:end]
@@ -132,11 +134,9 @@ class Decoder:
                 checks = (graph.row_start, graph.column, graph.shift)
                 kernels.decode_flooding(llr[begin:end], self._source, *out, *checks, *rules)  # type: ignore[call-arg]
 
-        work = blocks * graph.column.size * graph.lifting * iterations
-        threads = _processors() if work >= THREAD_WORK else 1
         # Several parts per thread even out code words that need more iterations than others.
-        size = -(-blocks // (threads * 4 if blocks > threads * 8 * group else threads)) if threads > 1 else blocks
-        size = max(group, -(-size // group) * group)
+        groups = -(-blocks // group)
+        size = group * max(1, groups // (4 * threads) if threads > 1 else groups)
         parts = [(begin, min(begin + size, blocks)) for begin in range(0, blocks, size)]
         if len(parts) > 1:
             list(_pool().map(lambda span: part(*span), parts))

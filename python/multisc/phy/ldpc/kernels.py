@@ -9,8 +9,6 @@ The data type of the work arrays chooses the check-node rule: int16 the min-sum 
 
 from __future__ import annotations
 
-import math
-
 import numpy as np
 from numba import njit, types
 from numba.core.errors import TypingError
@@ -32,13 +30,14 @@ PUNCTURED = -1
 KNOWN_ZERO = -2
 
 
-@njit(inline="always")
+@njit(inline="always", error_model="numpy")
 def _exp_of_minus(x):  # type: ignore[no-untyped-def]
     """e^-x of a float32 0 <= x <= 80 to about 2e-7 relative, in operations that vectorise."""
     y = x * np.float32(-1.4426950408889634)
     n = np.int32(y - np.float32(0.5))
     f = y - np.float32(n)
-    p = np.float32(1.3333558e-3)
+    p = np.float32(1.5403530e-4)
+    p = p * f + np.float32(1.3333558e-3)
     p = p * f + np.float32(9.6181291e-3)
     p = p * f + np.float32(5.5504109e-2)
     p = p * f + np.float32(2.4022651e-1)
@@ -47,7 +46,7 @@ def _exp_of_minus(x):  # type: ignore[no-untyped-def]
     return np.int32((n + np.int32(127)) << np.int32(23)).view(np.float32) * p
 
 
-@njit(inline="always")
+@njit(inline="always", error_model="numpy")
 def _minus_log(x):  # type: ignore[no-untyped-def]
     """-ln x of a normal positive float32, in operations that vectorise."""
     bits = np.float32(x).view(np.int32)
@@ -96,13 +95,15 @@ def _min_sum_node(t, messages, degree, lanes, work, rule, limit):  # type: ignor
         x = t[k]
         y = messages[k]
         for i in range(lanes):
-            v = x[i]
-            m = second_out[i] if np.int16(abs(v)) == low[i] else low_out[i]
+            # Both loads before the choice: only then does the loop vectorise.
+            v, p, q = x[i], second_out[i], low_out[i]
+            m = p if np.int16(abs(v)) == low[i] else q
             s = np.int16(np.int16(sign[i] ^ v) >> np.int16(15))
             y[i] = np.int16(np.int16(m ^ s) - s)
 
 
-@njit(nogil=True, fastmath={"contract", "nsz", "nnan", "ninf"})
+# error_model="numpy": the check for a zero divisor would keep the loops from vectorising.
+@njit(nogil=True, error_model="numpy", fastmath={"contract", "nsz", "nnan", "ninf"})
 def _sum_product_node(t, messages, degree, lanes, work, rule, limit):  # type: ignore[no-untyped-def]
     """As above for the exact rule.
 
@@ -123,23 +124,28 @@ def _sum_product_node(t, messages, degree, lanes, work, rule, limit):  # type: i
     for i in range(lanes):
         forward[i] = messages[0, i]
         backward[i] = messages[degree - 1, i]
-    for k in range(1, degree):
+    for k in range(1, degree - 1):
         before, after, y = work[k - 1], work[k], messages[k]
         for i in range(lanes):
             after[i] = (before[i] + y[i]) / (np.float32(1.0) + before[i] * y[i])
-    for j in range(degree):
-        k = degree - 1 - j
-        x, y = t[k], messages[k]
-        before = work[max(k - 1, 0)]
-        first, last = k == 0, k == degree - 1
+    last = messages[degree - 1]
+    others = work[degree - 2]
+    for i in range(lanes):
+        last[i] = others[i]
+    for j in range(degree - 2):
+        y, before = messages[degree - 2 - j], work[degree - 3 - j]
         for i in range(lanes):
-            own = y[i]
-            b = backward[i]
-            both = (before[i] + b) / (np.float32(1.0) + before[i] * b)
-            out = b if first else (before[i] if last else both)
-            magnitude = _minus_log(out)
+            own, a, b = y[i], before[i], backward[i]
+            y[i] = (a + b) / (np.float32(1.0) + a * b)
+            backward[i] = (own + b) / (np.float32(1.0) + own * b)
+    first = messages[0]
+    for i in range(lanes):
+        first[i] = backward[i]
+    for k in range(degree):
+        x, y = t[k], messages[k]
+        for i in range(lanes):
+            magnitude = _minus_log(y[i])
             y[i] = sign[i] * (-magnitude if x[i] < 0 else magnitude)
-            backward[i] = b if last else (b + own) / (np.float32(1.0) + b * own)
 
 
 def _check_node(t, messages, degree, lanes, work, rule, limit):  # type: ignore[no-untyped-def]
@@ -159,64 +165,95 @@ def _check_node_compiled(t, messages, degree, lanes, work, rule, limit):  # type
     raise TypingError("work arrays must be int16 or float32")
 
 
-def _channel_value(like, llr):  # type: ignore[no-untyped-def]
+def _quantise(like, llr, out):  # type: ignore[no-untyped-def]
     raise NotImplementedError("compiled code only")
 
 
-@overload(_channel_value)
-def _channel_value_compiled(like, llr):  # type: ignore[no-untyped-def]
+@overload(_quantise)
+def _quantise_compiled(like, llr, out):  # type: ignore[no-untyped-def]
+    """Channel values of one code word; NaN becomes 0, which is erased."""
     if like.dtype == types.int16:
 
-        def fixed(like, llr):  # type: ignore[no-untyped-def]
-            x = llr * np.float32(STEPS_PER_LLR)
-            x = min(max(x, np.float32(-CHANNEL_LIMIT)), np.float32(CHANNEL_LIMIT))
-            return np.int16(math.floor(x + np.float32(0.5)))
+        def fixed(like, llr, out):  # type: ignore[no-untyped-def]
+            bound = np.float32(CHANNEL_LIMIT)
+            for i in range(llr.size):
+                v = llr[i] * np.float32(STEPS_PER_LLR)
+                v = v if v == v else np.float32(0.0)
+                v = min(max(v, -bound), bound)
+                out[i] = np.int16(np.int32(v + np.float32(CHANNEL_LIMIT + 1.5)) - np.int32(CHANNEL_LIMIT + 1))
 
         return fixed
-    return lambda like, llr: min(max(llr, np.float32(-MAX_LLR)), np.float32(MAX_LLR))
+
+    def floating(like, llr, out):  # type: ignore[no-untyped-def]
+        bound = np.float32(MAX_LLR)
+        for i in range(llr.size):
+            v = llr[i] if llr[i] == llr[i] else np.float32(0.0)
+            out[i] = min(max(v, -bound), bound)
+
+    return floating
+
+
+def _integers(block):  # type: ignore[no-untyped-def]
+    raise NotImplementedError("compiled code only")
+
+
+@overload(_integers)
+def _integers_compiled(block):  # type: ignore[no-untyped-def]
+    """The same memory as integers whose sign is the sign of the value."""
+    if block.dtype == types.int16:
+        return lambda block: block
+    return lambda block: block.view(np.int32)
 
 
 @njit(nogil=True)
-def _load(block, llr, source, first, count, group, z, rotation, known):  # type: ignore[no-untyped-def]
+def _load(block, llr, source, first, count, group, z, rotation, like, values):  # type: ignore[no-untyped-def]
     """Fill the lanes of every column from the LLRs of code words first .. first+count-1, rotated per column."""
     lanes = z * group
-    for c in range(block.shape[0]):
-        x = block[c]
-        for r in range(z):
-            s = source[c * z + (r + rotation[c]) % z]
-            for g in range(group):
-                value = x.dtype.type(0)
+    known, erased = like[0], like.dtype.type(0)
+    for g in range(group):
+        if g < count:
+            _quantise(like, llr[first + g], values)
+        for c in range(block.shape[0]):
+            x = block[c]
+            turn = rotation[c]
+            r = z - turn
+            for b in range(z):
+                if b == turn:
+                    r = 0
+                s = source[c * z + b]
+                value = erased
                 if s == KNOWN_ZERO or g >= count:
                     value = known
                 elif s >= 0:
-                    v = llr[first + g, s]
-                    if v == v:
-                        value = _channel_value(x, v)
+                    value = values[s]
                 x[r * group + g] = value
+                r += 1
+    for c in range(block.shape[0]):
+        x = block[c]
         for i in range(lanes):
             x[lanes + i] = x[i]
 
 
 @njit(nogil=True)
-def _parity(block, row_start, column, shift, group, z, open_words, total, failed):  # type: ignore[no-untyped-def]
+def _parity(signs, row_start, column, shift, group, z, open_words, total, failed):  # type: ignore[no-untyped-def]
     """Set failed[g] for code words with an unsatisfied check; stops as soon as every open word has one."""
     lanes = z * group
     failed[:] = False
-    zero = block.dtype.type(0)
     for row in range(row_start.size - 1):
-        total[:] = False
+        for i in range(lanes):
+            total[i] = 0
         for e in range(row_start[row], row_start[row + 1]):
             d = shift[e] * group
-            x = block[column[e]]
+            x = signs[column[e], d : d + lanes]
             for i in range(lanes):
-                total[i] ^= x[d + i] < zero
-        bad = False
+                total[i] ^= x[i]
+        bad = total[0]
         for i in range(lanes):
             bad |= total[i]
-        if bad:
+        if bad < 0:
             for r in range(z):
                 for g in range(group):
-                    failed[g] |= total[r * group + g]
+                    failed[g] |= total[r * group + g] < 0
             going = False
             for g in range(group):
                 going |= open_words[g] and not failed[g]
@@ -225,17 +262,31 @@ def _parity(block, row_start, column, shift, group, z, open_words, total, failed
 
 
 @njit(nogil=True)
-def _store(block, bits, first, open_words, failed, finished, group, z, rotation):  # type: ignore[no-untyped-def]
+def _store(signs, bits, first, open_words, failed, finished, group, z, rotation):  # type: ignore[no-untyped-def]
     """Write the hard decisions of the open words that are finished."""
-    zero = block.dtype.type(0)
     for g in range(group):
         if open_words[g] and (finished or not failed[g]):
             out = bits[first + g]
             for c in range((out.size + z - 1) // z):
-                x = block[c]
-                shift = z - rotation[c]
+                # The lanes repeat, so from bit 0's place on the bits follow one another.
+                x = signs[c]
+                begin = (z - rotation[c]) * group + g
                 for r in range(min(z, out.size - c * z)):
-                    out[c * z + r] = x[(r + shift) * group + g] < zero
+                    out[c * z + r] = x[begin + r * group] < 0
+
+
+@njit(nogil=True)
+def _conclude(signs, bits, ok, used, first, open_words, failed, iteration, finished, group, z, rotation):  # type: ignore[no-untyped-def]
+    """Book the words whose checks hold, or all when finished; tell whether any is left."""
+    _store(signs, bits, first, open_words, failed, finished, group, z, rotation)
+    going = False
+    for g in range(group):
+        if open_words[g]:
+            ok[first + g] = not failed[g]
+            used[first + g] = iteration + 1
+            open_words[g] = failed[g]
+            going |= failed[g]
+    return going and not finished
 
 
 @njit(cache=True, nogil=True)
@@ -267,14 +318,19 @@ def decode_layered(  # type: ignore[no-untyped-def]
     messages = np.zeros((column.size, padded), dtype)
     t = np.zeros((degree, padded), dtype)
     work = np.zeros((max(degree + 2, 5), padded), dtype)
-    total = np.zeros(lanes, np.bool_)
+    signs = _integers(posterior)
+    total = np.zeros(lanes, signs.dtype)
+    values = np.zeros(llr.shape[1], dtype)
     failed = np.zeros(group, np.bool_)
     open_words = np.zeros(group, np.bool_)
-    known, bound, lowest = like[0], like[1], like[2]
+    bound, lowest = like[1], like[2]
     for first in range(0, llr.shape[0], group):
         count = min(group, llr.shape[0] - first)
-        _load(posterior, llr, source, first, count, group, z, rotation, known)
-        messages[:] = dtype.type(0)
+        _load(posterior, llr, source, first, count, group, z, rotation, like, values)
+        for e in range(column.size):
+            y = messages[e]
+            for i in range(padded):
+                y[i] = 0
         for g in range(group):
             open_words[g] = g < count
         for iteration in range(iterations):
@@ -290,22 +346,19 @@ def decode_layered(  # type: ignore[no-untyped-def]
                 for e in range(begin, end):
                     y = messages[e]
                     v = t[e - begin]
+                    x, again = posterior[column[e]], posterior[column[e], lanes:]
                     for i in range(padded):
-                        v[i] = min(max(v[i] + y[i], lowest), bound)
-                    posterior[column[e], :padded] = v
-                    posterior[column[e], lanes : lanes + padded] = v
+                        v[i] = min(max(dtype.type(v[i] + y[i]), lowest), bound)
+                    for i in range(padded):
+                        x[i] = v[i]
+                    for i in range(padded):
+                        again[i] = v[i]
             finished = iteration + 1 == iterations
             if early or finished:
-                _parity(posterior, row_start, column, check_shift, group, z, open_words, total, failed)
-                _store(posterior, bits, first, open_words, failed, finished, group, z, rotation)
-                going = False
-                for g in range(group):
-                    if open_words[g]:
-                        ok[first + g] = not failed[g]
-                        used[first + g] = iteration + 1
-                        open_words[g] = failed[g]
-                        going |= failed[g]
-                if not going:
+                _parity(signs, row_start, column, check_shift, group, z, open_words, total, failed)
+                if not _conclude(
+                    signs, bits, ok, used, first, open_words, failed, iteration, finished, group, z, rotation
+                ):
                     break
 
 
@@ -325,20 +378,31 @@ def decode_flooding(  # type: ignore[no-untyped-def]
     messages = np.zeros((column.size, padded), dtype)
     t = np.zeros((degree, padded), dtype)
     work = np.zeros((max(degree + 2, 5), padded), dtype)
-    total = np.zeros(lanes, np.bool_)
+    signs = _integers(posterior)
+    total = np.zeros(lanes, signs.dtype)
+    values = np.zeros(llr.shape[1], dtype)
     failed = np.zeros(group, np.bool_)
     open_words = np.zeros(group, np.bool_)
     rotation = np.zeros(columns, np.int32)
-    known, bound, lowest = like[0], like[1], like[2]
+    bound, lowest = like[1], like[2]
     for first in range(0, llr.shape[0], group):
         count = min(group, llr.shape[0] - first)
-        _load(channel, llr, source, first, count, group, z, rotation, known)
-        posterior[:] = channel
-        messages[:] = dtype.type(0)
+        _load(channel, llr, source, first, count, group, z, rotation, like, values)
+        for c in range(columns):
+            x, out = channel[c], posterior[c]
+            for i in range(2 * lanes):
+                out[i] = x[i]
+        for e in range(column.size):
+            y = messages[e]
+            for i in range(padded):
+                y[i] = 0
         for g in range(group):
             open_words[g] = g < count
         for iteration in range(iterations):
-            sums[:] = dtype.type(0)
+            for c in range(columns):
+                a = sums[c]
+                for i in range(2 * lanes):
+                    a[i] = 0
             for row in range(row_start.size - 1):
                 begin, end = row_start[row], row_start[row + 1]
                 for e in range(begin, end):
@@ -354,20 +418,16 @@ def decode_flooding(  # type: ignore[no-untyped-def]
                     for i in range(lanes):
                         a[i] += y[i]
             for c in range(columns):
-                a, b, x, out = sums[c, :lanes], sums[c, lanes : 2 * lanes], channel[c, :lanes], posterior[c]
+                a, b, x = sums[c, :lanes], sums[c, lanes : 2 * lanes], channel[c, :lanes]
+                out, again = posterior[c, :lanes], posterior[c, lanes : 2 * lanes]
                 for i in range(lanes):
                     out[i] = min(max(a[i] + b[i] + x[i], lowest), bound)
-                out[lanes : 2 * lanes] = out[:lanes]
+                for i in range(lanes):
+                    again[i] = out[i]
             finished = iteration + 1 == iterations
             if early or finished:
-                _parity(posterior, row_start, column, shift, group, z, open_words, total, failed)
-                _store(posterior, bits, first, open_words, failed, finished, group, z, rotation)
-                going = False
-                for g in range(group):
-                    if open_words[g]:
-                        ok[first + g] = not failed[g]
-                        used[first + g] = iteration + 1
-                        open_words[g] = failed[g]
-                        going |= failed[g]
-                if not going:
+                _parity(signs, row_start, column, shift, group, z, open_words, total, failed)
+                if not _conclude(
+                    signs, bits, ok, used, first, open_words, failed, iteration, finished, group, z, rotation
+                ):
                     break
