@@ -25,6 +25,23 @@ _NOISE_BLOCK = 8  # symbols whose pilots share a noise estimate
 _NOISE_WEIGHT = 64  # how many pilots the burst's mean noise counts for in a block's estimate
 
 
+@njit(cache=True, nogil=True)
+def _project(basis, weight, raw):  # type: ignore[no-untyped-def]
+    """Sum of the orthonormal rows of ``basis``, each times its weight and its share of ``raw``.
+
+    Too small a product for a threaded BLAS, whose order of summation may also differ from run to run.
+    """
+    out = np.zeros(raw.size, np.complex64)
+    for r in range(len(weight)):
+        share = 0.0j
+        for c in range(raw.size):
+            share += np.conj(basis[r, c]) * raw[c]
+        part = np.complex64(weight[r] * share)
+        for c in range(raw.size):
+            out[c] += part * basis[r, c]
+    return out
+
+
 class ChannelSmoother:
     """Wiener smoothing of a channel estimate over frequency, for delays up to the cyclic prefix.
 
@@ -38,8 +55,7 @@ class ChannelSmoother:
         basis, singular, _ = np.linalg.svd(response, full_matrices=False)
         values = singular**2
         keep = values > _EIGENVALUE_FLOOR * values[0]
-        self._basis = np.ascontiguousarray(basis[:, keep].astype(np.complex64))
-        self._adjoint = np.ascontiguousarray(self._basis.conj().T)
+        self._basis = np.ascontiguousarray(basis[:, keep].T.astype(np.complex64))
         self._values = values[keep]  # they sum to the number of subcarriers: mean power 1 per subcarrier
 
     def smooth(self, raw: NDArray[np.complex64], noise: float) -> tuple[NDArray[np.complex64], float]:
@@ -55,8 +71,7 @@ class ChannelSmoother:
         power = float(np.mean(raw.real**2 + raw.imag**2)) - noise
         ratio = noise / max(power, 1e-3 * noise, 1e-30)
         weight = self._values / (self._values + ratio)
-        smoothed = self._basis @ (weight.astype(np.float32) * (self._adjoint @ raw))
-        return smoothed.astype(np.complex64), float(weight.sum())
+        return _project(self._basis, weight, raw), float(weight.sum())
 
 
 @lru_cache(maxsize=8)

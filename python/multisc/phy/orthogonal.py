@@ -73,6 +73,11 @@ def walsh() -> NDArray[np.float32]:
     return matrix / np.float32(np.sqrt(WALSH_LENGTH))
 
 
+@lru_cache(maxsize=32)
+def _padding(count: int) -> NDArray[np.complex64]:
+    return qpsk(PADDING_SEED, count)
+
+
 @dataclass(frozen=True)
 class Multiplexer:
     """The mapping of one burst's payload.
@@ -129,7 +134,7 @@ class Multiplexer:
         Returns:
             complex64 (symbols, data_carriers); what no stream uses is filled with fixed QPSK values.
         """
-        payload = qpsk(PADDING_SEED, self.symbols * self.data_carriers).reshape(self.symbols, self.data_carriers)
+        payload = _padding(self.symbols * self.data_carriers).reshape(self.symbols, self.data_carriers).copy()
         if self.mode == "fdm":
             self._fill(payload, streams)
         elif self.mode == "tdm":

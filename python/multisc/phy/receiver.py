@@ -127,8 +127,8 @@ class BurstReceiver:
     """Finds and demodulates bursts in a stream of samples.
 
     What comes out depends on the samples alone, bit for bit, and not on how they are cut into pushes. Memory is
-    bounded by the longest burst. Every detection is followed up on its own, so that neither a false one nor a burst under
-    another hides a burst. Not thread-safe.
+    bounded by the longest burst. Every detection is followed up on its own, so that neither a false one nor a burst
+    under another hides a burst. Not thread-safe.
 
     Args:
         config: numerology; headers that claim more than ``max_payload_symbols`` are refused.

@@ -1,12 +1,14 @@
 """Finding bursts: a detector over the stream, and the fine timing of what it finds.
 
 The detector's metric is |P| / E over the length of the short training, where P adds up the products of neighbouring
-blocks with the preamble's signs and E is the energy. The mean of the window is taken out of both, so that a constant
-added to the signal changes nothing; a tone cancels in P. The metric lies between 0 and about 1, whatever the level.
+blocks with the preamble's signs and E is the energy. The mean of the stretch of samples worked on is taken out first, so
+that a constant added to the signal changes nothing; a tone cancels in P. The metric lies between 0 and about 1, whatever
+the level.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -21,6 +23,7 @@ DETECTION_BLOCK = 8192  # samples the detector works on at once; a constant, so 
 # In noise alone, |P|/E exceeds the threshold with probability exp(-512 * 0.25**2) = 1e-14 per independent window;
 # at 0 dB it averages 0.67 with a deviation of 0.04.
 THRESHOLD = 0.25
+_ENERGY_FLOOR = 1e-9  # of the strongest energy nearby: less is rounding
 _SEARCH = 96  # samples to either side of a detection in which the first path is looked for
 _PATH_THRESHOLD = 0.1  # a first path is at most 10 dB below the strongest
 BACKOFF = 3  # samples by which windows begin before the first path, against timing errors and clock drift
@@ -42,59 +45,78 @@ class Detection:
 
 
 @njit(cache=True, nogil=True)
-def _metric(x, count, lag, signs, out_metric, out_phase):  # type: ignore[no-untyped-def]
-    """Metric and correlation at offsets 0..count-1 of x, which holds count + (len(signs)+1)*lag samples."""
-    products = signs.size
-    short = (products + 1) * lag
-    length = products * lag
-    # Sums at offset 0, in double precision; from there on each offset adds what enters and takes off what leaves.
-    energy = 0.0
-    total = 0.0j
-    for m in range(short):
-        energy += x[m].real * x[m].real + x[m].imag * x[m].imag
-        total += x[m]
-    corr = 0.0j
-    early = 0.0j
-    late = 0.0j
-    for i in range(products):
-        for m in range(i * lag, (i + 1) * lag):
-            corr += signs[i] * (np.conj(complex(x[m])) * complex(x[m + lag]))
-            early += signs[i] * complex(x[m])
-            late += signs[i] * complex(x[m + lag])
-    # Where the sign changes between neighbouring products, a sample's weight changes as it slides across.
-    edges = np.zeros(products + 1, np.int64)
-    steps = np.zeros(products + 1)
-    used = 0
-    for i in range(products + 1):
-        before = signs[i - 1] if i > 0 else 0.0
-        after = signs[i] if i < products else 0.0
-        if before != after:
-            edges[used] = i * lag
-            steps[used] = before - after
-            used += 1
-    floor = 0.0
-    for n in range(count):
-        mean = total / short
-        power = energy - (total.real * total.real + total.imag * total.imag) / short
-        p = corr - np.conj(mean) * late - np.conj(early) * mean
-        if energy > floor:
-            floor = 1e-9 * energy if 1e-9 * energy > floor else floor
-        # Rounding leaves some power in a constant or after a strong signal: too little to be a burst on top of it.
-        if power > 1e-6 * energy and power > floor:
-            out_metric[n] = np.sqrt(p.real * p.real + p.imag * p.imag) * short / (power * length)
+def _metric(x, count, lag, signs, metric, real, imaginary):  # type: ignore[no-untyped-def]
+    """Metric and correlation at offsets 0..count-1 of x, which holds count + (len(signs)+1)*lag samples.
+
+    Sums slide in double precision and are stored in single, so that the loops over offsets become SIMD.
+    """
+    blocks = signs.size
+    size = x.size
+    mean_real = 0.0
+    mean_imaginary = 0.0
+    for m in range(size):
+        mean_real += x[m].real
+        mean_imaginary += x[m].imag
+    mean_real /= size
+    mean_imaginary /= size
+    offset_real = np.float32(mean_real)
+    offset_imaginary = np.float32(mean_imaginary)
+    a = np.empty(size, np.float32)
+    b = np.empty(size, np.float32)
+    for m in range(size):
+        a[m] = x[m].real - offset_real
+        b[m] = x[m].imag - offset_imaginary
+
+    # Sums over one block of the products with the block that follows.
+    sums = size - 2 * lag
+    product_real = np.empty(size - lag, np.float32)
+    product_imaginary = np.empty(size - lag, np.float32)
+    for m in range(size - lag):
+        product_real[m] = a[m] * a[m + lag] + b[m] * b[m + lag]
+        product_imaginary[m] = a[m] * b[m + lag] - b[m] * a[m + lag]
+    block_real = np.empty(sums, np.float32)
+    block_imaginary = np.empty(sums, np.float32)
+    p = 0.0
+    q = 0.0
+    for m in range(lag):
+        p += product_real[m]
+        q += product_imaginary[m]
+    for m in range(sums):
+        block_real[m] = p
+        block_imaginary[m] = q
+        p += np.float64(product_real[m + lag]) - np.float64(product_real[m])
+        q += np.float64(product_imaginary[m + lag]) - np.float64(product_imaginary[m])
+    real[:] = np.float32(0.0)
+    imaginary[:] = np.float32(0.0)
+    for i in range(blocks):
+        if signs[i] > 0:
+            for n in range(count):
+                real[n] += block_real[n + i * lag]
+                imaginary[n] += block_imaginary[n + i * lag]
         else:
-            out_metric[n] = 0.0
-        out_phase[n] = p
-        old = complex(x[n])
-        new = complex(x[n + short])
-        energy += (new.real * new.real + new.imag * new.imag) - (old.real * old.real + old.imag * old.imag)
-        total += new - old
-        for e in range(used):
-            a = complex(x[n + edges[e]])
-            b = complex(x[n + edges[e] + lag])
-            corr += steps[e] * (np.conj(a) * b)
-            early += steps[e] * a
-            late += steps[e] * b
+            for n in range(count):
+                real[n] -= block_real[n + i * lag]
+                imaginary[n] -= block_imaginary[n + i * lag]
+
+    short = (blocks + 1) * lag
+    power = np.empty(size, np.float32)
+    for m in range(size):
+        power[m] = a[m] * a[m] + b[m] * b[m]
+    energy = 0.0
+    for m in range(short):
+        energy += power[m]
+    largest = 0.0
+    for n in range(count):
+        metric[n] = energy
+        largest = max(largest, energy)
+        energy += np.float64(power[n + short]) - np.float64(power[n])
+    # Rounding leaves some energy in a constant or behind a strong signal: too little to be a burst.
+    constant = short * (mean_real * mean_real + mean_imaginary * mean_imaginary)
+    floor = np.float32(_ENERGY_FLOOR * (largest + constant) + 1e-37)
+    scale = np.float32((blocks + 1) / blocks)
+    for n in range(count):
+        size_of_p = np.sqrt(real[n] * real[n] + imaginary[n] * imaginary[n])
+        metric[n] = scale * size_of_p / metric[n] if metric[n] > floor else np.float32(0.0)
 
 
 class Detector:
@@ -108,9 +130,10 @@ class Detector:
         preamble = preamble_of(config)
         self._lag = preamble.lag
         self._short = preamble.short_samples
-        self._signs = np.array(SHORT_SIGNS, np.float64)
-        self._metric = np.empty(DETECTION_BLOCK)
-        self._phase = np.empty(DETECTION_BLOCK, np.complex128)
+        self._signs = np.array(SHORT_SIGNS)
+        self._metric = np.empty(DETECTION_BLOCK, np.float32)
+        self._real = np.empty(DETECTION_BLOCK, np.float32)
+        self._imaginary = np.empty(DETECTION_BLOCK, np.float32)
         self.lookahead = self._short
         self._best: Detection | None = None
 
@@ -124,7 +147,7 @@ class Detector:
         Returns:
             The peaks that are settled by the end of this block, in order.
         """
-        _metric(block, DETECTION_BLOCK, self._lag, self._signs, self._metric, self._phase)
+        _metric(block, DETECTION_BLOCK, self._lag, self._signs, self._metric, self._real, self._imaginary)
         found: list[Detection] = []
         above = np.flatnonzero(self._metric > THRESHOLD)
         for n in above:
@@ -133,7 +156,7 @@ class Detector:
                 found.append(self._best)
                 self._best = None
             if self._best is None or value > self._best.metric:
-                angle = float(np.angle(self._phase[n]))
+                angle = math.atan2(self._imaginary[n], self._real[n])
                 self._best = Detection(int(position + n), angle / (2.0 * np.pi) * SHORT_SPACING, value)
         if self._best is not None and position + DETECTION_BLOCK > self._best.start + self._short:
             found.append(self._best)
