@@ -1,0 +1,121 @@
+"""The captioner: LLaVA describes pictures in tokens (paper section III-B, eq. 2)."""
+
+from __future__ import annotations
+
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from multisc.codecs.text import MAX_TOKENS
+from multisc.errors import BadInputError, ModelError
+from multisc.models.checkpoint import explained, find, load_weights
+
+if TYPE_CHECKING:
+    from transformers import LlavaForConditionalGeneration, LlavaProcessor
+
+PAPER_QUERY = "Relay a brief, clear account of the picture shown."
+DEFAULT_MAX_TOKENS = 48
+
+
+class Captioner:
+    """A LLaVA with its tokenizer and image processor.
+
+    Args:
+        model: in evaluation mode.
+        processor: of the same checkpoint.
+    """
+
+    def __init__(self, model: LlavaForConditionalGeneration, processor: LlavaProcessor) -> None:
+        self.model = model
+        self.processor = processor
+
+    @classmethod
+    def load(cls, source: str | Path, device: str = "cpu") -> Captioner:
+        """Load a checkpoint.
+
+        Args:
+            source: its directory, or "owner/name" or "owner/name@revision" on the hub.
+            device: "cpu", "cuda", ...
+
+        Raises:
+            ModelError: when it is missing, incomplete, or its tokenizer is another model's.
+        """
+        from transformers import LlavaForConditionalGeneration, LlavaProcessor
+
+        place = find(source)
+        model = load_weights(LlavaForConditionalGeneration, place, device)
+        with explained(place):
+            # The Pillow backend on purpose: torchvision need not be installed, and both ends prepare pictures alike.
+            processor = LlavaProcessor.from_pretrained(place.name, backend="pil", **place.arguments)
+        captioner = cls(model, processor)
+        if len(processor.tokenizer) > len(captioner.table) or processor.image_token_id != model.config.image_token_id:
+            raise ModelError(
+                f"model {place.name}: its tokenizer is another model's; copy or fetch the whole checkpoint again"
+            )
+        return captioner
+
+    @cached_property
+    def table(self) -> NDArray[np.float32]:
+        """The language model's input embeddings, float32 of shape (V, D)."""
+        return self.model.get_input_embeddings().weight.detach().float().cpu().numpy()
+
+    def caption(
+        self, images: list[NDArray[np.uint8]], query: str = PAPER_QUERY, max_tokens: int = DEFAULT_MAX_TOKENS
+    ) -> list[list[int]]:
+        """Describe pictures; the same pictures give the same words.
+
+        Args:
+            images: uint8 arrays (H, W, 3), at least 1x1.
+            query: the request to the model.
+            max_tokens: longest description, 1 to ``multisc.codecs.text.MAX_TOKENS``.
+
+        Returns:
+            Token ids of each description, without special tokens.
+
+        Raises:
+            BadInputError: for an array that is not a picture or a ``max_tokens`` outside its range.
+        """
+        import torch
+        from PIL import Image
+
+        if not 1 <= max_tokens <= MAX_TOKENS:
+            raise BadInputError(f"captions of at most {max_tokens} tokens: must be 1 to {MAX_TOKENS}")
+        for image in images:
+            if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8 or not image.size:
+                raise BadInputError(f"picture of shape {image.shape} {image.dtype}: must be (H, W, 3) uint8")
+        if not images:
+            return []
+        content = [{"type": "image"}, {"type": "text", "text": query}]
+        prompt = self.processor.apply_chat_template(
+            [{"role": "user", "content": content}], add_generation_prompt=True
+        )
+        inputs = self.processor(
+            images=[Image.fromarray(np.ascontiguousarray(image)) for image in images],
+            text=[prompt] * len(images),
+            return_tensors="pt",
+        )
+        inputs = inputs.to(self.model.device, self.model.dtype)
+        with torch.inference_mode():
+            output = self.model.generate(
+                **inputs, do_sample=False, temperature=None, top_p=None, top_k=None, max_new_tokens=max_tokens
+            )
+        special = set(self.processor.tokenizer.all_special_ids)
+        return [_until_special(row, special) for row in output[:, inputs["input_ids"].shape[1] :].tolist()]
+
+    def encode(self, text: str) -> list[int]:
+        """Return the token ids of a text, without special tokens added."""
+        return self.processor.tokenizer.encode(text, add_special_tokens=False)
+
+    def decode(self, ids: list[int]) -> str:
+        """Return the text of token ids; special tokens vanish, surrounding white space is cut off."""
+        return self.processor.tokenizer.decode(ids, skip_special_tokens=True).strip()
+
+
+def _until_special(ids: list[int], special: set[int]) -> list[int]:
+    for position, token in enumerate(ids):
+        if token in special:
+            return ids[:position]
+    return ids

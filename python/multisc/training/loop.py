@@ -1,0 +1,112 @@
+"""One training loop for all stages of the text models: AdamW, warm-up and cosine decay, resumable, with a log."""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """How long and how fast a stage is trained.
+
+    Args:
+        steps: optimiser steps; 0 skips the stage.
+        learning_rate: its peak, reached after ``warm_up`` steps and decayed to a hundredth by a cosine.
+        warm_up: steps of linear increase.
+        weight_decay: of AdamW, on matrices only.
+        clip: largest norm of the gradient.
+        save_every: steps between checkpoints and log lines.
+    """
+
+    steps: int
+    learning_rate: float
+    warm_up: int = 100
+    weight_decay: float = 0.05
+    clip: float = 1.0
+    save_every: int = 100
+
+    def factor(self, step: int) -> float:
+        """The learning rate of a step as a fraction of its peak."""
+        if step < self.warm_up:
+            return (step + 1) / self.warm_up
+        progress = (step - self.warm_up) / max(1, self.steps - self.warm_up)
+        return 0.01 + 0.99 * 0.5 * (1.0 + math.cos(math.pi * min(1.0, progress)))
+
+
+def fit(
+    name: str,
+    model: nn.Module,
+    loss: Callable[[int], Tensor],
+    schedule: Schedule,
+    work: Path,
+    evaluate: Callable[[], dict[str, float]] | None = None,
+    seed: int = 0,
+) -> list[dict]:
+    """Train a model in place; continue from ``work/name.pt`` when an earlier run left it there.
+
+    A step's batch and randomness depend on the seed and the step alone, so a resumed run follows the same course.
+
+    Args:
+        name: of the stage; names its files.
+        model: what is trained; parameters with ``requires_grad`` off stay.
+        loss: from the step's number to its scalar loss.
+        schedule: length and rates.
+        work: directory for the checkpoint and ``name.json``, the log; the checkpoint is our own file, never an input
+            from elsewhere.
+        evaluate: measured at every ``save_every`` steps and after the last one, into the log.
+        seed: of torch's generator.
+
+    Returns:
+        The log: a list of {"step", "loss", "seconds", ...}.
+    """
+    decayed = [p for p in model.parameters() if p.requires_grad and p.ndim >= 2]
+    others = [p for p in model.parameters() if p.requires_grad and p.ndim < 2]
+    groups = [{"params": decayed, "weight_decay": schedule.weight_decay}, {"params": others, "weight_decay": 0.0}]
+    optimiser = torch.optim.AdamW(groups, lr=schedule.learning_rate, betas=(0.9, 0.98))
+    work.mkdir(parents=True, exist_ok=True)
+    checkpoint, log_file = work / f"{name}.pt", work / f"{name}.json"
+    log: list[dict] = [{"stage": name, "seed": seed, **asdict(schedule)}]
+    first = 0
+    if checkpoint.exists():
+        saved = torch.load(checkpoint, weights_only=True)
+        model.load_state_dict(saved["model"])
+        optimiser.load_state_dict(saved["optimiser"])
+        first, log = saved["step"], log + json.loads(log_file.read_text())[1:]
+    model.train()
+    running, since, seconds = 0.0, 0, log[-1].get("seconds", 0.0)
+    start = time.monotonic()
+    for step in range(first, schedule.steps):
+        torch.manual_seed(seed * 1_000_003 + step)
+        for group in optimiser.param_groups:
+            group["lr"] = schedule.learning_rate * schedule.factor(step)
+        optimiser.zero_grad(set_to_none=True)
+        value = loss(step)
+        value.backward()
+        nn.utils.clip_grad_norm_(decayed + others, schedule.clip)
+        optimiser.step()
+        running, since = running + float(value.detach()), since + 1
+        if (step + 1) % schedule.save_every == 0 or step + 1 == schedule.steps:
+            row = {"step": step + 1, "loss": round(running / since, 4)}
+            if evaluate is not None:
+                model.eval()
+                with torch.inference_mode():
+                    row |= {key: round(number, 4) for key, number in evaluate().items()}
+                model.train()
+            row["seconds"] = round(seconds + time.monotonic() - start, 1)
+            log.append(row)
+            print(f"{name}: {row}", flush=True)
+            running, since = 0.0, 0
+            state = {"model": model.state_dict(), "optimiser": optimiser.state_dict(), "step": step + 1}
+            torch.save(state, checkpoint.with_suffix(".tmp"))
+            checkpoint.with_suffix(".tmp").replace(checkpoint)
+            log_file.write_text(json.dumps(log, indent=0))
+    model.eval()
+    return log
