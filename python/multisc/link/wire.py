@@ -173,7 +173,9 @@ def pack(message_id: int, message: Message) -> list[bytes | memoryview]:
     arrays: list[NDArray] = []
     specs: list[Any] = []
 
-    def reference(array: NDArray) -> msgpack.ExtType:
+    def reference(array: Any) -> msgpack.ExtType:
+        if not isinstance(array, np.ndarray):
+            raise ValueError(f"integer {array} needs more than 64 bits")
         arrays.append(array)
         specs.append([array.dtype.str[1:], list(array.shape)])
         return msgpack.ExtType(ARRAY_EXTENSION, (len(arrays) - 1).to_bytes(2, "big"))

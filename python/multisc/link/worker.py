@@ -22,7 +22,7 @@ from multisc.errors import BadInputError, LinkError, ModelError, MultiscError
 from multisc.link import wire
 from multisc.link.handler import make_handler
 
-STATE_INTERVAL_MS = 500
+STATE_INTERVAL_MS = 200
 _PR_SET_PDEATHSIG = 1
 _TO_MAIN = "inproc://to-main"
 
