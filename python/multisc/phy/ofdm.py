@@ -108,8 +108,8 @@ def to_samples(grid: NDArray[np.complex64], config: PhyConfig) -> NDArray[np.com
 
 
 @njit(cache=True, nogil=True)
-def _windows(samples, start, stride, count, size, step, origin, out):  # type: ignore[no-untyped-def]
-    """Cut ``count`` windows and turn each sample by exp(-j * step * (index - origin))."""
+def _windows(samples, start, stride, count, size, step, origin, constant, out):  # type: ignore[no-untyped-def]
+    """Cut ``count`` windows, take the constant off and turn each sample by exp(-j * step * (index - origin))."""
     turn = complex(np.cos(step), -np.sin(step))
     turn4 = (turn * turn) * (turn * turn)
     for s in range(count):
@@ -121,10 +121,10 @@ def _windows(samples, start, stride, count, size, step, origin, out):  # type: i
         p3 = p2 * turn
         # Four independent recurrences, so that no multiplication waits for another; sizes are multiples of 4.
         for i in range(0, size, 4):
-            out[s, i] = samples[at + i] * p0
-            out[s, i + 1] = samples[at + i + 1] * p1
-            out[s, i + 2] = samples[at + i + 2] * p2
-            out[s, i + 3] = samples[at + i + 3] * p3
+            out[s, i] = (samples[at + i] - constant) * p0
+            out[s, i + 1] = (samples[at + i + 1] - constant) * p1
+            out[s, i + 2] = (samples[at + i + 2] - constant) * p2
+            out[s, i + 3] = (samples[at + i + 3] - constant) * p3
             p0 *= turn4
             p1 *= turn4
             p2 *= turn4
@@ -132,7 +132,12 @@ def _windows(samples, start, stride, count, size, step, origin, out):  # type: i
 
 
 def to_grid(
-    samples: NDArray[np.complex64], start: int, count: int, stride: int, cfo: float, origin: float, config: PhyConfig
+    samples: NDArray[np.complex64],
+    start: int,
+    count: int,
+    stride: int,
+    timing: tuple[float, float, complex],
+    config: PhyConfig,
 ) -> NDArray[np.complex64]:
     """Demodulate symbols: cut the windows, take the carrier offset out, unitary FFT.
 
@@ -141,8 +146,8 @@ def to_grid(
         start: index of the first sample of the first window (behind its cyclic prefix).
         count: number of symbols.
         stride: samples from one window to the next.
-        cfo: carrier offset in subcarriers.
-        origin: sample index at which the correction's phase is zero.
+        timing: carrier offset in subcarriers, the sample index at which its phase is zero, and what is added to every
+            sample.
 
     Returns:
         complex64 (count, occupied).
@@ -150,8 +155,10 @@ def to_grid(
     n, half = config.fft_size, config.occupied // 2
     if start < 0 or start + (count - 1) * stride + n > samples.size:
         raise IndexError("the samples do not cover the OFDM symbols")
+    cfo, origin, constant = timing
     windows = np.empty((count, n), np.complex64)
-    _windows(samples, start, stride, count, n, 2.0 * np.pi * cfo / n, float(origin), windows)
+    step = 2.0 * np.pi * cfo / n
+    _windows(samples, start, stride, count, n, step, float(origin), np.complex64(constant), windows)
     spectrum = scipy.fft.fft(windows, axis=1, norm="ortho", overwrite_x=True)
     grid = np.empty((count, config.occupied), np.complex64)
     grid[:, :half] = spectrum[:, n - half :]

@@ -274,7 +274,7 @@ class BurstReceiver:
         step = self.config.symbol_samples
         begin = opened.first_symbol + first * step
         samples = self._buffer.view(begin, (count - 1) * step + self.config.fft_size)
-        return to_grid(samples, 0, count, step, opened.timing.cfo, opened.timing.start - begin, self.config)
+        return to_grid(samples, 0, count, step, opened.timing.seen_from(begin), self.config)
 
     def _open(self, detection: Detection) -> _Opened:
         """Synchronise, estimate the channel, read the control symbol."""
@@ -288,13 +288,12 @@ class BurstReceiver:
             timing = self._fine.refine(window, detection, begin)
             begin = timing.start + self._preamble.long_start
             training = self._buffer.view(begin, LONG_SYMBOLS * n)
-            received = to_grid(training, 0, LONG_SYMBOLS, n, timing.cfo, timing.start - begin, self.config)
+            received = to_grid(training, 0, LONG_SYMBOLS, n, timing.seen_from(begin), self.config)
             estimator = BurstEstimator(self.config, received, self._preamble.long)
         opened = _Opened(timing, estimator, timing.start + self._preamble.length + self.config.cyclic_prefix)
         grid = self._demodulate(opened, 0, 1)
         opened.grids.append(grid)
-        estimator.fit(grid)
-        symbols, variance, _ = estimator.equalise(grid, 0)
+        symbols, variance = estimator.read_header(grid)
         opened.control, opened.head = self._codec.decode_control(symbols[0], variance[0])
         return opened
 
@@ -303,8 +302,7 @@ class BurstReceiver:
         assert opened.control is not None
         opened.grids.append(self._demodulate(opened, 1, symbols - 1))
         grid = np.concatenate(opened.grids)
-        opened.estimator.fit(grid)
-        data, variance, _ = opened.estimator.equalise(grid, 0)
+        data, variance = opened.estimator.read_header(grid)
         header, sent = self._codec.decode_description(opened.control, opened.head, data[1:], variance[1:])
         opened.estimator.learn(grid, self._grid.fill(sent))
         opened.header, opened.header_symbols = header, symbols
@@ -338,8 +336,7 @@ class BurstReceiver:
         evm = float("nan")
         if here > 0:
             grid = np.concatenate([*opened.grids, self._demodulate(opened, first, here)])
-            estimator.fit(grid)
-            symbols[:here], variance[:here], evm = estimator.equalise(grid[first:], first)
+            symbols[:here], variance[:here], evm = estimator.equalise(grid, first)
         multiplexer = Multiplexer(
             header.orthogonal, header.counts(), header.payload_symbols, self.config.data_carriers
         )

@@ -1,9 +1,9 @@
 """Finding bursts: a detector over the stream, and the fine timing of what it finds.
 
 The detector's metric is |P| / E over the length of the short training, where P adds up the products of neighbouring
-blocks with the preamble's signs and E is the energy. The mean of the stretch of samples worked on is taken out first, so
-that a constant added to the signal changes nothing; a tone cancels in P. The metric lies between 0 and about 1, whatever
-the level.
+blocks with the preamble's signs and E is the energy. The mean of the stretch of samples worked on is taken out first,
+so that a constant added to the signal changes nothing; a tone cancels in P. The metric lies between 0 and about 1,
+whatever the level.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from numba import njit
 from numpy.typing import NDArray
 
 from multisc.phy.config import PhyConfig
+from multisc.phy.ofdm import grid_of
 from multisc.phy.preamble import SHORT_SIGNS, SHORT_SPACING, preamble_of
 
 DETECTION_BLOCK = 8192  # samples the detector works on at once; a constant, so that results do not depend on pushes
@@ -25,7 +26,11 @@ DETECTION_BLOCK = 8192  # samples the detector works on at once; a constant, so 
 THRESHOLD = 0.25
 _ENERGY_FLOOR = 1e-9  # of the strongest energy nearby: less is rounding
 _SEARCH = 96  # samples to either side of a detection in which the first path is looked for
-_PATH_THRESHOLD = 0.1  # a first path is at most 10 dB below the strongest
+_PATH_THRESHOLD = 0.1  # a first guess: the first path is at most 10 dB below the strongest
+_TAP_THRESHOLD = 5e-3  # paths 23 dB below the strongest count for the timing...
+_TAP_OVER_NOISE = 12.0  # ...when they stand out of the noise, which reaches this in 1 of 1e5 delays
+_TAP_WIDTH = 2  # samples by which the taper widens a path to either side
+_DC_SIGNIFICANCE = 20.0  # power of a constant over the variance of its estimate
 BACKOFF = 3  # samples by which windows begin before the first path, against timing errors and clock drift
 
 
@@ -84,8 +89,8 @@ def _metric(x, count, lag, signs, metric, real, imaginary):  # type: ignore[no-u
     for m in range(sums):
         block_real[m] = p
         block_imaginary[m] = q
-        p += np.float64(product_real[m + lag]) - np.float64(product_real[m])
-        q += np.float64(product_imaginary[m + lag]) - np.float64(product_imaginary[m])
+        p += float(product_real[m + lag]) - float(product_real[m])
+        q += float(product_imaginary[m + lag]) - float(product_imaginary[m])
     real[:] = np.float32(0.0)
     imaginary[:] = np.float32(0.0)
     for i in range(blocks):
@@ -109,7 +114,7 @@ def _metric(x, count, lag, signs, metric, real, imaginary):  # type: ignore[no-u
     for n in range(count):
         metric[n] = energy
         largest = max(largest, energy)
-        energy += np.float64(power[n + short]) - np.float64(power[n])
+        energy += float(power[n + short]) - float(power[n])
     # Rounding leaves some energy in a constant or behind a strong signal: too little to be a burst.
     constant = short * (mean_real * mean_real + mean_imaginary * mean_imaginary)
     floor = np.float32(_ENERGY_FLOOR * (largest + constant) + 1e-37)
@@ -177,10 +182,16 @@ class Timing:
     Args:
         start: index of the preamble's first sample as the receiver counts it: the first path less BACKOFF.
         cfo: carrier offset in subcarriers.
+        constant: what is added to every sample, such as a direct-conversion receiver's DC.
     """
 
     start: int
     cfo: float
+    constant: complex = 0.0
+
+    def seen_from(self, index: int) -> tuple[float, float, complex]:
+        """Carrier offset, sample at which its phase is zero counted from ``index``, and constant."""
+        return self.cfo, float(self.start - index), self.constant
 
 
 class FineTiming:
@@ -197,6 +208,11 @@ class FineTiming:
         self._size = scipy.fft.next_fast_len(self._preamble.length + self._lags)
         self._reference = np.conj(scipy.fft.fft(self._preamble.samples, self._size))
         self.after = self._preamble.length + self._lags
+        carriers = grid_of(config).carriers
+        taper = np.cos(np.pi * carriers / (config.occupied + 2)) ** 2
+        self._impulse = np.zeros(config.fft_size, np.complex128)
+        self._impulse[carriers] = taper / self._preamble.long
+        self._impulse_noise = float(np.mean(np.abs(self._impulse) ** 2))
 
     def refine(self, samples: NDArray[np.complex64], detection: Detection, origin: int) -> Timing:
         """Place the burst.
@@ -212,16 +228,63 @@ class FineTiming:
         n = self._config.fft_size
         first = detection.start - _SEARCH - origin
         window = samples[first : first + self._preamble.length + self._lags].astype(np.complex128)
-        window -= window.mean()
-        turned = window * np.exp(-2j * np.pi * detection.cfo / n * np.arange(window.size))
+        turn = np.exp(-2j * np.pi * detection.cfo / n * np.arange(window.size))
+        turned = (window - window.mean()) * turn
         response = scipy.fft.ifft(scipy.fft.fft(turned, self._size) * self._reference)[: self._lags]
         power = response.real**2 + response.imag**2
         strongest = int(power.argmax())
         earliest = max(0, strongest - self._config.cyclic_prefix)
         near = power[earliest : strongest + 1]
         path = earliest + int(np.argmax(near >= _PATH_THRESHOLD * power[strongest]))
-        long_first = path - BACKOFF + self._preamble.long_start
-        one = turned[long_first : long_first + n]
-        two = turned[long_first + n : long_first + 2 * n]
+        one, two = self._long_symbols(turned, path)
         residual = float(np.angle(np.vdot(one, two))) / (2.0 * np.pi)
-        return Timing(detection.start - _SEARCH + path - BACKOFF, detection.cfo + residual)
+        cfo = detection.cfo + residual
+        constant = self._constant(window, path, cfo)
+        turned = (window - constant) * turn
+        path += self._shift(*self._long_symbols(turned, path))
+        one, two = self._long_symbols(turned, path)
+        cfo = detection.cfo + float(np.angle(np.vdot(one, two))) / (2.0 * np.pi)
+        return Timing(detection.start - _SEARCH + path - BACKOFF, cfo, constant)
+
+    def _long_symbols(self, window: NDArray, path: int) -> tuple[NDArray, NDArray]:
+        """The two long symbols, for a first path at an index of the window."""
+        n = self._config.fft_size
+        first = max(0, path - BACKOFF + self._preamble.long_start)
+        return window[first : first + n], window[first + n : first + 2 * n]
+
+    def _constant(self, window: NDArray[np.complex128], path: int, cfo: float) -> complex:
+        """A constant added to the samples: what the long symbols do not repeat, once turned by the carrier offset.
+
+        With an offset of whole subcarriers it cannot be told from the signal, but then disturbs one subcarrier only.
+        """
+        one, two = self._long_symbols(window, path)
+        turn = np.exp(2j * np.pi * cfo)
+        apart = two - turn * one
+        seen = apart.mean()
+        variance = float(np.mean(np.abs(apart - seen) ** 2)) / apart.size
+        return complex(seen / (1.0 - turn)) if abs(seen) ** 2 > _DC_SIGNIFICANCE * variance else 0.0
+
+    def _shift(self, one: NDArray[np.complex128], two: NDArray[np.complex128]) -> int:
+        """Samples by which the window should begin later, from the channel's impulse response.
+
+        The window is laid so that the paths inside the prefix carry the most energy; among equals it begins with a
+        path, less the backoff as far as the prefix has room for it.
+        """
+        prefix = self._config.cyclic_prefix
+        turn = complex(np.vdot(one, two))
+        turn /= max(abs(turn), 1e-30)
+        noise = 0.5 * float(np.mean(np.abs(two - turn * one) ** 2))
+        mean = scipy.fft.fft(0.5 * (one + np.conj(turn) * two), norm="ortho") * self._impulse
+        response = scipy.fft.ifft(mean, norm="ortho")
+        power = np.roll(response.real**2 + response.imag**2, prefix)[: 3 * prefix]  # delays -prefix to 2 prefix
+        least = max(_TAP_THRESHOLD * float(power.max()), _TAP_OVER_NOISE * 0.5 * noise * self._impulse_noise)
+        power[power < least] = 0.0
+        reach = prefix + 2 * _TAP_WIDTH
+        inside = np.convolve(power, np.ones(reach + 1))[reach : reach + 2 * prefix]  # energy of delays d to d + reach
+        most = float(inside.max())
+        if most == 0.0:
+            return 0
+        first = 2 * prefix - 1 - int(np.argmax(inside[::-1] >= most * (1.0 - 1e-9)))
+        last = first + int(np.flatnonzero(power[first : first + reach + 1])[-1])
+        spread = max(0, last - first - 2 * _TAP_WIDTH)
+        return first + _TAP_WIDTH - prefix - min(BACKOFF, prefix - spread)

@@ -1,0 +1,147 @@
+"""Estimates of the channel over frequency, and of how it changes over a burst."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+import numpy as np
+from numba import njit
+from numpy.typing import NDArray
+
+from multisc.phy.config import PhyConfig
+from multisc.phy.ofdm import PILOT_PERIOD, grid_of
+from multisc.phy.sync import BACKOFF
+
+_EIGENVALUE_FLOOR = 1e-6
+_BLOCK = 2 * PILOT_PERIOD  # symbols from which a change is estimated: each pilot column occurs twice
+_SIGNIFICANCE = 4.0  # deviations of the noise that a change must exceed
+_PROFILE_FLOOR = 1e-3  # of the strongest delay: what a delay without power may still change by
+
+
+@njit(cache=True, nogil=True)
+def _project(basis, weight, raw):  # type: ignore[no-untyped-def]
+    """Sum of the orthonormal rows of ``basis``, each times its weight and its share of ``raw``.
+
+    Too small a product for a threaded BLAS, whose order of summation may also differ from run to run.
+    """
+    out = np.zeros(raw.size, np.complex64)
+    for r in range(len(weight)):
+        share = 0.0j
+        for c in range(raw.size):
+            share += np.conj(basis[r, c]) * raw[c]
+        part = np.complex64(weight[r] * share)
+        for c in range(raw.size):
+            out[c] += part * basis[r, c]
+    return out
+
+
+class ChannelSmoother:
+    """Wiener smoothing of a channel estimate over frequency, for delays up to the cyclic prefix.
+
+    The prior is a uniform delay profile from 2 samples before the window's first sample to 2 behind the prefix.
+    """
+
+    def __init__(self, config: PhyConfig) -> None:
+        carriers = grid_of(config).carriers
+        delays = np.arange(-2, config.cyclic_prefix + BACKOFF + 3)
+        response = np.exp(-2j * np.pi * np.outer(carriers, delays) / config.fft_size) / np.sqrt(delays.size)
+        basis, singular, _ = np.linalg.svd(response, full_matrices=False)
+        values = singular**2
+        keep = values > _EIGENVALUE_FLOOR * values[0]
+        self._basis = np.ascontiguousarray(basis[:, keep].T.astype(np.complex64))
+        self._values = values[keep]  # they sum to the number of subcarriers: mean power 1 per subcarrier
+
+    def smooth(self, raw: NDArray[np.complex64], noise: float) -> tuple[NDArray[np.complex64], float]:
+        """Smooth a raw estimate.
+
+        Args:
+            raw: complex64 (occupied,), least squares per subcarrier.
+            noise: variance of its error per subcarrier.
+
+        Returns:
+            The smoothed estimate, complex64 (occupied,), and the degrees of freedom it took from the data.
+        """
+        power = float(np.mean(raw.real**2 + raw.imag**2)) - noise
+        ratio = noise / max(power, 1e-3 * noise, 1e-30)
+        weight = self._values / (self._values + ratio)
+        return _project(self._basis, weight, raw), float(weight.sum())
+
+
+@lru_cache(maxsize=8)
+def _smoother(fft_size: int, cyclic_prefix: int, occupied: int) -> ChannelSmoother:
+    return ChannelSmoother(PhyConfig(fft_size=fft_size, cyclic_prefix=cyclic_prefix, occupied=occupied))
+
+
+def smoother_of(config: PhyConfig) -> ChannelSmoother:
+    """The smoother of a configuration, made once per numerology."""
+    return _smoother(config.fft_size, config.cyclic_prefix, config.occupied)
+
+
+class ChannelTracker:
+    """Changes of the channel over a burst, from its scattered pilots.
+
+    Every eight symbols the pilots give the difference to the reference on every third subcarrier; it is smoothed over
+    frequency under the reference's own delay profile and joined linearly over time. A difference that noise explains
+    is taken for none.
+    """
+
+    def __init__(self, config: PhyConfig) -> None:
+        grid = grid_of(config)
+        self._columns = np.sort(grid.pilot_columns.ravel())
+        self._rows = grid.pilot_columns
+        delays = np.arange(-2, config.cyclic_prefix + BACKOFF + 3)
+        self._response = np.exp(-2j * np.pi * np.outer(grid.carriers, delays) / config.fft_size)
+        self._pilot_response = self._response[self._columns]
+        self._gram = self._pilot_response.conj().T @ self._pilot_response
+
+    def follow(
+        self, reference: NDArray[np.complex64], heard: NDArray[np.complex64], first: int
+    ) -> tuple[NDArray[np.complex64], NDArray[np.float64], float]:
+        """Estimate the channel at several times.
+
+        Args:
+            reference: complex64 (occupied,), the channel over the burst's beginning.
+            heard: complex64 (symbols, pilots), the channel at the pilots, drift taken out.
+            first: index of the first of these symbols in the burst.
+
+        Returns:
+            The channel at n times, complex64 (n, occupied); the times, float64 (n,), counted in symbols from the
+            first; and the part of the pilots' noise that the fit took away, 0 to 1. One time if nothing changes.
+        """
+        count = len(heard)
+        still = reference[None], np.zeros(1), 0.0
+        if count < _BLOCK:
+            return still
+        starts = np.unique(np.append(np.arange(0, count - _BLOCK + 1, _BLOCK), count - _BLOCK))
+        rows = np.arange(first, first + count) % PILOT_PERIOD
+        changes = np.zeros((len(starts), reference.size), np.complex128)
+        difference = heard - reference[self._rows[rows]]
+        apart = difference[PILOT_PERIOD:] - difference[:-PILOT_PERIOD]  # the same columns, one period later
+        noise = 0.5 * float(np.mean(apart.real**2 + apart.imag**2)) * PILOT_PERIOD / _BLOCK
+        for change, start in zip(changes, starts, strict=True):
+            for s in range(start, start + _BLOCK):
+                change[self._rows[rows[s]]] += difference[s] * (PILOT_PERIOD / _BLOCK)
+        changes = changes[:, self._columns]
+        power = float(np.mean(changes.real**2 + changes.imag**2)) - noise
+        if power <= _SIGNIFICANCE * noise / np.sqrt(changes.size):
+            return still
+        profile = np.abs(self._response.conj().T @ reference) ** 2
+        profile += _PROFILE_FLOOR * profile.max()
+        shape = np.sqrt(profile / profile.sum())
+        normal = shape[:, None] * self._gram * shape
+        inverse = np.linalg.inv(normal + noise / power * np.eye(shape.size))
+        matched = shape * (changes @ self._pilot_response.conj())
+        smooth = (matched @ inverse.T * shape) @ self._response.T
+        freedom = float(np.sum(inverse * normal.T).real)
+        taken = min(freedom * len(starts) / heard.size, 0.9)
+        return (reference + smooth).astype(np.complex64), starts + 0.5 * (_BLOCK - 1), taken
+
+
+@lru_cache(maxsize=8)
+def _tracker(fft_size: int, cyclic_prefix: int, occupied: int) -> ChannelTracker:
+    return ChannelTracker(PhyConfig(fft_size=fft_size, cyclic_prefix=cyclic_prefix, occupied=occupied))
+
+
+def tracker_of(config: PhyConfig) -> ChannelTracker:
+    """The tracker of a configuration, made once per numerology."""
+    return _tracker(config.fft_size, config.cyclic_prefix, config.occupied)
