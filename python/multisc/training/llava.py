@@ -2,18 +2,32 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+import json
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from transformers import CLIPVisionConfig, LlavaConfig, LlavaForConditionalGeneration, Qwen2Config, Qwen2Tokenizer
+from torch.nn import functional
+from transformers import (
+    CLIPImageProcessorPil,
+    CLIPVisionConfig,
+    LlavaConfig,
+    LlavaForConditionalGeneration,
+    LlavaProcessor,
+    Qwen2Config,
+    Qwen2Tokenizer,
+)
 
-from multisc.models.captioner import PAPER_QUERY
+from multisc.models.captioner import PAPER_QUERY, Captioner
+from multisc.training.captioning import measure, write_block_captions
+from multisc.training.data import CaptionData, load_caption_data, load_pixels
+from multisc.training.distil import distil, principal_features, teacher_features
 from multisc.training.loop import Schedule, fit
 from multisc.training.tokenizers import IMAGE_TOKEN, qwen2_tokenizer, train_bpe
+from multisc.training.views import WHOLE, pixel_values, random_view
 
 VOCABULARY = 1500
 MAX_TOKENS = 22
@@ -27,13 +41,27 @@ CHAT_TEMPLATE = (
 
 @dataclass(frozen=True)
 class LlavaRecipe:
-    """Sizes, lengths and rates of the embedded LLaVA."""
+    """Sizes, lengths and rates of the embedded LLaVA.
+
+    Args:
+        image_size: side of the square that pictures are squeezed to, in pixels.
+        patch_size: side of a patch.
+        seed: of weights, batches and views.
+        batch: sentences or views a step while language model and tower are trained apart.
+        caption_batch: captioned views a step while all is trained together.
+        trained_rate: factor on the learning rate of what was trained before, in that last stage.
+        language, tower, captions: the stages.
+    """
 
     image_size: int = 96
     patch_size: int = 16
     seed: int = 1
     batch: int = 64
+    caption_batch: int = 32
+    trained_rate: float = 0.1
     language: Schedule = field(default_factory=lambda: Schedule(steps=2500, learning_rate=3e-3, save_every=250))
+    tower: Schedule = field(default_factory=lambda: Schedule(steps=1700, learning_rate=1.5e-3))
+    captions: Schedule = field(default_factory=lambda: Schedule(steps=500, learning_rate=3e-3, save_every=50))
 
 
 def make_tokenizer(sentences: list[str]) -> Qwen2Tokenizer:
@@ -82,7 +110,7 @@ def make_model(tokenizer: Qwen2Tokenizer, recipe: LlavaRecipe) -> LlavaForCondit
 
 def encode_captions(tokenizer: Qwen2Tokenizer, sentences: list[str], start: str = "\n") -> list[NDArray[np.int64]]:
     """Return start, caption and end of text as token ids, leaving out captions of more than ``MAX_TOKENS``."""
-    first, end = tokenizer.encode(start), [tokenizer.eos_token_id]
+    first, end = tokenizer.encode(start) if start else [], [tokenizer.eos_token_id]
     ids = [tokenizer.encode(sentence) for sentence in sentences]
     return [np.asarray(first + caption + end) for caption in ids if len(caption) <= MAX_TOKENS]
 
@@ -113,7 +141,7 @@ def train_language_model(
         with torch.autocast("cpu", torch.bfloat16):
             hidden = model.model.language_model(input_ids=ids[:, :-1]).last_hidden_state
             logits = model.lm_head(hidden)
-        return torch.nn.functional.cross_entropy(logits.float().transpose(1, 2), labels[:, 1:], ignore_index=-100)
+        return functional.cross_entropy(logits.float().transpose(1, 2), labels[:, 1:], ignore_index=-100)
 
     def loss(step: int) -> Tensor:
         rng = np.random.default_rng([recipe.seed, step])
@@ -132,3 +160,132 @@ class _LanguageModel(torch.nn.Module):
         super().__init__()
         self.language_model = model.model.language_model
         self.head = model.lm_head
+
+
+def make_processor(tokenizer: Qwen2Tokenizer, recipe: LlavaRecipe) -> LlavaProcessor:
+    """Return the processor that turns pictures and the query into the model's inputs."""
+    # The whole picture squeezed to a square, rather than its middle: what is at the sides counts too.
+    size = {"height": recipe.image_size, "width": recipe.image_size}
+    return LlavaProcessor(
+        image_processor=CLIPImageProcessorPil(size=size, do_center_crop=False),
+        tokenizer=tokenizer,
+        patch_size=recipe.patch_size,
+        vision_feature_select_strategy="default",
+        num_additional_image_tokens=1,
+        chat_template=CHAT_TEMPLATE,
+    )
+
+
+def train_captions(
+    model: LlavaForConditionalGeneration,
+    tokenizer: Qwen2Tokenizer,
+    data: CaptionData,
+    recipe: LlavaRecipe,
+    work: Path,
+) -> list[dict]:
+    """Train tower, projection and language model together on captioned photographs.
+
+    The embedding table stays as it is: it is the code book of the text channel, on which BART is trained meanwhile.
+    See ``fit`` for what is returned and left in ``work``.
+    """
+    model.get_input_embeddings().weight.requires_grad_(False)
+    images = [load_pixels(data.root, image.path, 192) for image in data.train]
+    captions = [encode_captions(tokenizer, list(image.captions), start="") for image in data.train]
+    usable = [i for i, rows in enumerate(captions) if rows]
+    patches = (recipe.image_size // recipe.patch_size) ** 2
+    prompt = np.asarray(
+        [tokenizer.encode(IMAGE_TOKEN)[0]] * patches + tokenizer.encode(f"\n{PAPER_QUERY}\n"), dtype=np.int64
+    )
+    sentences = encode_captions(tokenizer, list(data.sentences))
+
+    def nll(pixels: Tensor, chosen: list[NDArray[np.int64]]) -> Tensor:
+        """Cross-entropy of captions, one a picture, given the pictures."""
+        ids = pad([np.concatenate([prompt, caption]) for caption in chosen], tokenizer.eos_token_id)
+        labels = pad(chosen, -100)
+        with torch.autocast("cpu", torch.bfloat16):
+            hidden = model.model(input_ids=ids[:, :-1], pixel_values=pixels).last_hidden_state
+            logits = model.lm_head(hidden[:, len(prompt) - 1 :])
+        return functional.cross_entropy(logits.float().transpose(1, 2), labels, ignore_index=-100)
+
+    def language_nll(chosen: list[NDArray[np.int64]]) -> Tensor:
+        ids, labels = pad(chosen, tokenizer.eos_token_id), pad(chosen, -100)
+        with torch.autocast("cpu", torch.bfloat16):
+            logits = model.lm_head(model.model.language_model(input_ids=ids[:, :-1]).last_hidden_state)
+        return functional.cross_entropy(logits.float().transpose(1, 2), labels[:, 1:], ignore_index=-100)
+
+    def loss(step: int) -> Tensor:
+        rng = np.random.default_rng([recipe.seed, step])
+        chosen = rng.choice(usable, recipe.caption_batch, replace=False)
+        views = [random_view(rng, 0.5) for _ in chosen]
+        pixels = pixel_values([images[i] for i in chosen], views, recipe.image_size)
+        value = nll(pixels, [captions[i][rng.integers(len(captions[i]))] for i in chosen])
+        # Sentences without pictures keep the language from narrowing to that of 900 photographs.
+        others = [sentences[i] for i in rng.integers(len(sentences), size=recipe.caption_batch)]
+        return value + 0.3 * language_nll(others)
+
+    test = [(image, encode_captions(tokenizer, list(image.captions), start="")) for image in data.held_out]
+    test_pixels = pixel_values(
+        [load_pixels(data.root, image.path, 192) for image, _ in test], [WHOLE] * len(test), recipe.image_size
+    )
+    test_captions = [rows[0] for _, rows in test]
+
+    def evaluate() -> dict[str, float]:
+        return {
+            "held_out_nll": float(nll(test_pixels, test_captions)),
+            "held_out_nll_shuffled": float(nll(test_pixels.roll(7, dims=0), test_captions)),
+        }
+
+    def rate(name: str) -> float:
+        # The projection is new, the rest is trained: let it learn to look before the others learn by heart.
+        return 1.0 if "projector" in name else recipe.trained_rate
+
+    return fit("captions", model, loss, recipe.captions, work, evaluate, recipe.seed, rate)
+
+
+def train(data: Path, work: Path, output: Path, recipe: LlavaRecipe = LlavaRecipe()) -> dict:
+    """Train all stages, save the checkpoint and its logs, and describe the training photographs.
+
+    Args:
+        data: the data directory.
+        work: folder of the resumable checkpoints, of the teacher's features, and of ``block_captions.json``.
+        output: folder the model is written to.
+        recipe: sizes, lengths and rates.
+
+    Returns:
+        What ``multisc.training.captioning.measure`` found.
+    """
+    captions = load_caption_data(data)
+    tokenizer = make_tokenizer(captions.training_sentences)
+    model = make_model(tokenizer, recipe)
+    log = train_language_model(
+        model, tokenizer, captions.training_sentences, list(captions.held_out_sentences), recipe, work
+    )
+    log += train_tower(model, captions, recipe, work)
+    log += train_captions(model, tokenizer, captions, recipe, work)
+    model.half().save_pretrained(output)
+    make_processor(tokenizer, recipe).save_pretrained(output)
+    captioner = Captioner.load(output)
+    quality = measure(captioner, captions)
+    record = {"recipe": asdict(recipe), "held_out": quality, "log": log}
+    (output / "training.json").write_text(json.dumps(record, indent=0) + "\n")
+    write_block_captions(captioner, captions, work / "block_captions.json")
+    return quality
+
+
+def train_tower(
+    model: LlavaForConditionalGeneration, data: CaptionData, recipe: LlavaRecipe, work: Path
+) -> list[dict]:
+    """Train the vision tower on the teacher's features; see ``fit`` for what is returned and left in ``work``."""
+    photographs = [*data.train, *data.held_out, *data.unlabelled]
+    features = teacher_features(data.root, [image.path for image in photographs], work / "teacher.npy")
+    held_out = {image.path for image in data.held_out}
+    return distil(
+        model.model.vision_tower,
+        [load_pixels(data.root, image.path, 192) for image in photographs],
+        principal_features(features),
+        np.array([image.path in held_out for image in photographs]),
+        recipe.tower,
+        recipe.batch,
+        work,
+        recipe.seed,
+    )

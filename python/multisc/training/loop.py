@@ -49,6 +49,7 @@ def fit(
     work: Path,
     evaluate: Callable[[], dict[str, float]] | None = None,
     seed: int = 0,
+    rate: Callable[[str], float] = lambda name: 1.0,
 ) -> list[dict]:
     """Train a model in place; continue from ``work/name.pt`` when an earlier run left it there.
 
@@ -63,14 +64,21 @@ def fit(
             from elsewhere.
         evaluate: measured at every ``save_every`` steps and after the last one, into the log.
         seed: of torch's generator.
+        rate: from a parameter's name to the factor on its learning rate.
 
     Returns:
         The log: a list of {"step", "loss", "seconds", ...}.
     """
-    decayed = [p for p in model.parameters() if p.requires_grad and p.ndim >= 2]
-    others = [p for p in model.parameters() if p.requires_grad and p.ndim < 2]
-    groups = [{"params": decayed, "weight_decay": schedule.weight_decay}, {"params": others, "weight_decay": 0.0}]
-    optimiser = torch.optim.AdamW(groups, lr=schedule.learning_rate, betas=(0.9, 0.98))
+    trained = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
+    for key, parameter in trained.items():
+        decay = schedule.weight_decay if parameter.ndim >= 2 else 0.0
+        groups.setdefault((rate(key), decay), []).append(parameter)
+    ordered = sorted(groups.items(), key=lambda item: (-item[0][1], item[0][0]))
+    optimiser = torch.optim.AdamW(
+        [{"params": parameters, "weight_decay": decay} for (_, decay), parameters in ordered], betas=(0.9, 0.98)
+    )
+    peaks = [factor * schedule.learning_rate for (factor, _), _ in ordered]
     work.mkdir(parents=True, exist_ok=True)
     checkpoint, log_file = work / f"{name}.pt", work / f"{name}.json"
     log: list[dict] = [{"stage": name, "seed": seed, **asdict(schedule)}]
@@ -85,12 +93,12 @@ def fit(
     start = time.monotonic()
     for step in range(first, schedule.steps):
         torch.manual_seed(seed * 1_000_003 + step)
-        for group in optimiser.param_groups:
-            group["lr"] = schedule.learning_rate * schedule.factor(step)
+        for group, peak in zip(optimiser.param_groups, peaks, strict=True):
+            group["lr"] = peak * schedule.factor(step)
         optimiser.zero_grad(set_to_none=True)
         value = loss(step)
         value.backward()
-        nn.utils.clip_grad_norm_(decayed + others, schedule.clip)
+        nn.utils.clip_grad_norm_(trained.values(), schedule.clip)
         optimiser.step()
         running, since = running + float(value.detach()), since + 1
         if (step + 1) % schedule.save_every == 0 or step + 1 == schedule.steps:

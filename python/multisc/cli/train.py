@@ -1,0 +1,88 @@
+"""Train the embedded models from scratch on a laptop.
+
+examples:
+  multisc train all --data ../shared/data --out models     every model, in the order that they need each other
+  multisc train bart --data ../shared/data --out models    one model; those it builds on are read from --out
+  run_flowgraph.py --image photo.jpg --models models       use the result
+
+A run that was interrupted goes on from its last checkpoint in --work when the same command is given again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+from multisc.errors import BadInputError
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Add the options."""
+    parser.description = __doc__
+    parser.add_argument("model", choices=[*STAGES, "all"], help="what to train")
+    parser.add_argument("--data", type=Path, required=True, metavar="DIR", help="captions and photographs")
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="one checkpoint directory per model")
+    parser.add_argument(
+        "--work", type=Path, metavar="DIR", help="unfinished checkpoints; default: the directory work in --out"
+    )
+    parser.add_argument("--threads", type=int, default=1, metavar="N", help="of the processor; default: %(default)s")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Train, and print what each model reached on held-out data.
+
+    Raises:
+        BadInputError: for a missing data directory or a number of threads below 1.
+    """
+    if not args.data.is_dir():
+        raise BadInputError(f"training data {args.data}: no such directory")
+    if args.threads < 1:
+        raise BadInputError(f"--threads {args.threads}: must be at least 1")
+    import torch
+
+    torch.set_num_threads(args.threads)
+    work = args.work or args.out / "work"
+    for name in STAGES if args.model == "all" else [args.model]:
+        quality = STAGES[name](args.data, work, args.out)
+        print(f"{name}: {json.dumps(quality)}", flush=True)
+    return 0
+
+
+def _llava(data: Path, work: Path, out: Path) -> object:
+    from multisc.training import llava
+
+    return llava.train(data, work / "text", out / "llava")
+
+
+def _bart(data: Path, work: Path, out: Path) -> object:
+    from multisc.training import bart
+
+    return bart.train(data, work / "text", out / "llava", out / "bart")
+
+
+def _fcn(data: Path, work: Path, out: Path) -> object:
+    from multisc.training import fcn
+
+    return fcn.train(data, work / "image", out / "fcn")
+
+
+def _diffusion(data: Path, work: Path, out: Path) -> object:
+    from multisc.training import diffusion, vae
+
+    autoencoder = work / "image" / "vae"
+    quality = vae.train(data, work / "image", autoencoder)
+    block_captions = work / "text" / "block_captions.json"
+    return quality | diffusion.train(
+        data, work / "image", autoencoder, out / "fcn", out / "stable-diffusion", out / "ip-adapter", block_captions
+    )
+
+
+# In the order that "all" trains them: each may read what those before it wrote.
+STAGES: dict[str, Callable[[Path, Path, Path], object]] = {
+    "llava": _llava,
+    "bart": _bart,
+    "fcn": _fcn,
+    "diffusion": _diffusion,
+}

@@ -1,0 +1,211 @@
+"""Training of the embedded BART (paper section III-C) on captions that our own text channel damaged."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import numpy as np
+import sacrebleu
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from transformers import BartConfig, BartForConditionalGeneration, BartTokenizer, Qwen2Tokenizer
+
+from multisc.codecs.text import TextCodec
+from multisc.models.captioner import Captioner
+from multisc.models.corrector import Corrector
+from multisc.training.channel import NoisyCaptions
+from multisc.training.data import load_caption_data
+from multisc.training.loop import Schedule, fit
+from multisc.training.tokenizers import bart_tokenizer
+
+POSITIONS = 64
+MEASURED_SNR_DB = (-2.0, -1.0, 0.0, 1.0, 2.0, 3.0, 4.0, 6.0, 10.0, 20.0)
+
+
+@dataclass(frozen=True)
+class BartRecipe:
+    """Sizes, noise, length and rates of the embedded BART.
+
+    Args:
+        clean_share: of the training captions that come through the channel untouched.
+        snr_db: range of the Es/N0 of the others, drawn uniformly.
+    """
+
+    seed: int = 1
+    batch: int = 64
+    clean_share: float = 0.2
+    snr_db: tuple[float, float] = (-2.5, 4.0)
+    schedule: Schedule = field(
+        default_factory=lambda: Schedule(
+            steps=3500, learning_rate=2e-3, warm_up=300, weight_decay=0.01, save_every=250
+        )
+    )
+
+
+def make_model(
+    tokenizer: BartTokenizer, table: NDArray[np.float32], recipe: BartRecipe
+) -> BartForConditionalGeneration:
+    """Return an untrained BART whose words start as LLaVA's and whose positions start as sinusoids.
+
+    Args:
+        tokenizer: its own; the entries that are not special are LLaVA's, in the same order.
+        table: LLaVA's input embeddings, (V, D).
+        recipe: for the seed.
+    """
+    torch.manual_seed(recipe.seed)
+    width = table.shape[1]
+    config = BartConfig(
+        vocab_size=len(tokenizer),
+        max_position_embeddings=POSITIONS,
+        d_model=width,
+        encoder_layers=2,
+        decoder_layers=2,
+        encoder_attention_heads=6,
+        decoder_attention_heads=6,
+        encoder_ffn_dim=2 * width,
+        decoder_ffn_dim=2 * width,
+        activation_function="gelu",
+        dropout=0.05,
+        pad_token_id=tokenizer.pad_token_id,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        decoder_start_token_id=tokenizer.eos_token_id,
+        forced_eos_token_id=tokenizer.eos_token_id,
+    )
+    model = BartForConditionalGeneration(config)
+    words = len(tokenizer) - len(tokenizer.all_special_tokens)
+    with torch.no_grad():
+        rows = torch.from_numpy(table[:words])
+        model.model.shared.weight[4 : 4 + words] = rows * (0.05 / rows.std())
+        # The same sinusoids on both sides: copying a word means attending to one's own position.
+        for side in (model.model.encoder, model.model.decoder):
+            side.embed_positions.weight.copy_(0.1 * _sinusoids(len(side.embed_positions.weight), width))
+    return model
+
+
+def _sinusoids(positions: int, width: int) -> Tensor:
+    angle = torch.arange(positions)[:, None] * torch.exp(torch.arange(0, width, 2) * (-math.log(200.0) / width))
+    return torch.stack([angle.sin(), angle.cos()], dim=2).flatten(1)
+
+
+def train_bart(
+    model: BartForConditionalGeneration,
+    tokenizer: BartTokenizer,
+    channel: NoisyCaptions,
+    sentences: Sequence[str],
+    held_out: Sequence[str],
+    recipe: BartRecipe,
+    work: Path,
+) -> list[dict]:
+    """Train BART to undo the channel; see ``fit`` for what it returns and leaves in ``work``.
+
+    Args:
+        model: trained in place.
+        tokenizer: its own.
+        channel: that damages the captions.
+        sentences: to train on.
+        held_out: to measure on, at 0 dB and clean.
+        recipe: noise, length and rates.
+        work: directory for checkpoint and log.
+    """
+
+    def cross_entropy(received: list[str], sent: list[str]) -> Tensor:
+        limit = {"padding": True, "truncation": True, "max_length": POSITIONS, "return_tensors": "pt"}
+        inputs, labels = tokenizer(received, **limit), tokenizer(sent, **limit)["input_ids"]
+        labels[labels == tokenizer.pad_token_id] = -100
+        with torch.autocast("cpu", torch.bfloat16):
+            logits = model(**inputs, labels=labels).logits
+        return torch.nn.functional.cross_entropy(logits.float().transpose(1, 2), labels, ignore_index=-100)
+
+    def loss(step: int) -> Tensor:
+        rng = np.random.default_rng([recipe.seed, step])
+        sent = [sentences[i] for i in rng.integers(len(sentences), size=recipe.batch)]
+        received = [
+            text if rng.random() < recipe.clean_share else channel.receive(text, rng.uniform(*recipe.snr_db), rng)
+            for text in sent
+        ]
+        return cross_entropy(received, sent)
+
+    test = list(held_out[:: max(1, len(held_out) // 200)])
+    rng = np.random.default_rng(recipe.seed)
+    damaged = [channel.receive(text, 0.0, rng) for text in test]
+
+    def evaluate() -> dict[str, float]:
+        corrector = Corrector(model, tokenizer)
+        unchanged = corrector.correct(test)
+        return {
+            "bleu_received_0db": bleu(damaged, test),
+            "bleu_corrected_0db": bleu(corrector.correct(damaged), test),
+            "clean_changed": float(np.mean([a != b for a, b in zip(unchanged, test, strict=True)])),
+        }
+
+    return fit("bart", model, loss, recipe.schedule, work, evaluate, recipe.seed)
+
+
+def bleu(answers: Sequence[str], sent: Sequence[str]) -> float:
+    """Return the corpus BLEU-4 of answers against what was sent, 0 to 1."""
+    return sacrebleu.corpus_bleu(list(answers), [list(sent)]).score / 100.0
+
+
+def measure(
+    corrector: Corrector, channel: NoisyCaptions, held_out: Sequence[str], seed: int
+) -> list[dict[str, float]]:
+    """Return BLEU before and after correction and the share of changed captions, at each of ``MEASURED_SNR_DB``."""
+    rows = []
+    for snr_db in MEASURED_SNR_DB:
+        rng = np.random.default_rng(seed)
+        received = [channel.receive(text, snr_db, rng) for text in held_out]
+        corrected = corrector.correct(received)
+        intact = [(c, s) for r, c, s in zip(received, corrected, held_out, strict=True) if r == s]
+        rows.append(
+            {
+                "snr_db": snr_db,
+                "captions_wrong": round(1.0 - len(intact) / len(held_out), 4),
+                "bleu_received": round(bleu(received, held_out), 4),
+                "bleu_corrected": round(bleu(corrected, held_out), 4),
+                "intact_changed": round(float(np.mean([c != s for c, s in intact])), 4) if intact else float("nan"),
+            }
+        )
+    return rows
+
+
+def train(data: Path, work: Path, llava: Path, output: Path, recipe: BartRecipe = BartRecipe()) -> list[dict]:
+    """Train against the text channel of a trained LLaVA, save the checkpoint and its logs.
+
+    Args:
+        data: the data directory.
+        work: folder of the resumable checkpoint.
+        llava: checkpoint of the captioner whose tokens travel.
+        output: folder the model is written to.
+        recipe: sizes, noise, length and rates.
+
+    Returns:
+        What ``measure`` found on the held-out sentences.
+    """
+    captions = load_caption_data(data)
+    captioner = Captioner.load(llava)
+    channel = NoisyCaptions(TextCodec(captioner.table), captioner.processor.tokenizer)
+    tokenizer = tokenizer_like(captioner.processor.tokenizer)
+    model = make_model(tokenizer, captioner.table, recipe)
+    log = train_bart(
+        model, tokenizer, channel, captions.training_sentences, captions.held_out_sentences, recipe, work
+    )
+    model.half().save_pretrained(output)
+    tokenizer.save_pretrained(output)
+    quality = measure(Corrector.load(output), channel, captions.held_out_sentences, recipe.seed)
+    record = {"recipe": asdict(recipe), "held_out": quality, "log": log}
+    (output / "training.json").write_text(json.dumps(record, indent=0) + "\n")
+    return quality
+
+
+def tokenizer_like(tokenizer: Qwen2Tokenizer) -> BartTokenizer:
+    """Return a BART tokenizer over the same byte-pair encoding: one wrong token stays one wrong token."""
+    model = json.loads(tokenizer.backend_tokenizer.to_str())["model"]
+    special = set(tokenizer.all_special_tokens)
+    vocab = {token: index for token, index in model["vocab"].items() if token not in special}
+    return bart_tokenizer(vocab, [(a, b) for a, b in model["merges"]], POSITIONS)
