@@ -247,6 +247,7 @@ class InferenceClient:
             self._users += 1
         try:
             socket = self._context.socket(zmq.DEALER)
+            events = socket.get_monitor_socket(_LOST)
             try:
                 socket.setsockopt(zmq.LINGER, 0)  # closing is giving up: nothing unsent is worth waiting for
                 socket.setsockopt(zmq.SNDHWM, 16)
@@ -257,12 +258,12 @@ class InferenceClient:
                     socket.setsockopt(zmq.CURVE_SERVERKEY, self._keys.server)
                     socket.setsockopt(zmq.CURVE_PUBLICKEY, self._keys.public)
                     socket.setsockopt(zmq.CURVE_SECRETKEY, self._keys.secret)
-                events = socket.get_monitor_socket(_LOST)
                 socket.connect(str(self._end))
                 yield socket, events
             finally:
                 socket.disable_monitor()
-                socket.close()
+                for opened in (socket, events):
+                    opened.close(linger=0)
         finally:
             with self._idle:
                 self._users -= 1
