@@ -6,6 +6,6 @@ and colour are ours, after the BPG specification, version 0.9.5 (``doc/bpg_spec.
 """
 
 from multisc.codecs.bpg.decoder import Picture, decode
-from multisc.codecs.bpg.encoder import SizeSearch, encode, encode_to_size
+from multisc.codecs.bpg.encoder import PictureEncoder, SizeSearch, encode, encode_to_size
 
-__all__ = ["Picture", "SizeSearch", "decode", "encode", "encode_to_size"]
+__all__ = ["Picture", "PictureEncoder", "SizeSearch", "decode", "encode", "encode_to_size"]
