@@ -46,7 +46,7 @@ class Captioner:
         from transformers import LlavaForConditionalGeneration, LlavaProcessor
 
         place = find(source)
-        model = load_weights(LlavaForConditionalGeneration, place, device)
+        model = load_weights(LlavaForConditionalGeneration, place, device, ("config.json", "tokenizer.json"))
         with explained(place):
             # The Pillow backend on purpose: torchvision need not be installed, and both ends prepare pictures alike.
             processor = LlavaProcessor.from_pretrained(place.name, backend="pil", **place.arguments)

@@ -55,7 +55,7 @@ def find(source: str | Path) -> Source:
     return Source(match[1], match[2], local=False)
 
 
-def check_directory(directory: Path, needed: tuple[str, ...] = ("config.json",)) -> None:
+def check_directory(directory: Path, needed: tuple[str, ...]) -> None:
     """Check that a checkpoint's directory is complete and holds safetensors, before any library reads it.
 
     Args:
@@ -114,13 +114,14 @@ def explained(source: Source) -> Iterator[None]:
         ) from error
 
 
-def load_weights(model_class: Any, source: Source, device: str) -> Any:
+def load_weights(model_class: Any, source: Source, device: str, needed: tuple[str, ...] = ("config.json",)) -> Any:
     """Load a transformers model for inference.
 
     Args:
         model_class: with ``from_pretrained``.
         source: where it is.
         device: "cpu", "cuda", "cuda:1", ...; half precision on CUDA, single on the CPU.
+        needed: files that a directory must hold besides the weights.
 
     Returns:
         The model in evaluation mode on the device.
@@ -134,7 +135,7 @@ def load_weights(model_class: Any, source: Source, device: str) -> Any:
 
     logging.disable_progress_bar()
     if source.local:
-        check_directory(Path(source.name))
+        check_directory(Path(source.name), needed)
     dtype = torch.float16 if device.startswith("cuda") else torch.float32
     with explained(source):
         model, info = model_class.from_pretrained(
@@ -143,7 +144,7 @@ def load_weights(model_class: Any, source: Source, device: str) -> Any:
     missing = sorted(info["missing_keys"])
     if missing:
         raise ModelError(
-            f"model {source.name}: lacks the weight {missing[0]} ({len(missing)} in all); copy the right checkpoint there"
+            f"model {source.name}: lacks the weight {missing[0]} ({len(missing)} in all); copy the right checkpoint"
         )
     try:
         return model.to(device).eval()

@@ -40,7 +40,7 @@ class Corrector:
         from transformers import BartForConditionalGeneration, BartTokenizer
 
         place = find(source)
-        model = load_weights(BartForConditionalGeneration, place, device)
+        model = load_weights(BartForConditionalGeneration, place, device, ("config.json", "tokenizer.json"))
         with explained(place):
             tokenizer = BartTokenizer.from_pretrained(place.name, **place.arguments)
         if len(tokenizer) > model.get_input_embeddings().num_embeddings:
