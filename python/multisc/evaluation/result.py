@@ -42,16 +42,18 @@ class ImageInfo(_Checked):
 
     Args:
         path: as given by the user, None when the source is not known.
-        width, height: in pixels, positive.
+        width, height: in pixels, positive; both None at a receiver that has no picture to show.
     """
 
     path: str | None
-    width: int
-    height: int
+    width: int | None
+    height: int | None
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _require(self.width > 0 and self.height > 0, "image: width and height must be positive")
+        sides = (self.width, self.height)
+        known = [side for side in sides if side is not None]
+        _require(len(known) in (0, 2) and all(s > 0 for s in known), "image: width and height must be positive")
 
 
 @dataclass(frozen=True)
@@ -182,8 +184,10 @@ class Result(_Checked):
         return self.outage_reason is not None
 
     @property
-    def cbr(self) -> float:
-        """Channel bandwidth ratio: payload channel uses per colour sample of the image."""
+    def cbr(self) -> float | None:
+        """Channel bandwidth ratio: payload channel uses per colour sample; None if the image's size is not known."""
+        if self.image.width is None or self.image.height is None:
+            return None
         return self.channel_uses / (3 * self.image.width * self.image.height)
 
     def to_dict(self) -> dict[str, Any]:
@@ -225,8 +229,9 @@ class Result(_Checked):
         derived = {"schema", "cbr", "outage"}
         result = _build(cls, {name: value for name, value in data.items() if name not in derived}, "result")
         _require(data.get("outage") is result.outage, "outage contradicts outage_reason")
-        cbr = _convert(data.get("cbr"), float, "cbr")
-        _require(math.isclose(cbr, result.cbr, rel_tol=1e-9), "cbr contradicts channel_uses and the image's size")
+        cbr = _convert(data.get("cbr"), float | None, "cbr")
+        agrees = math.isclose(cbr, result.cbr, rel_tol=1e-9) if cbr and result.cbr else cbr == result.cbr
+        _require(agrees, "cbr contradicts channel_uses and the image's size")
         return result
 
     @classmethod
