@@ -46,6 +46,7 @@ class Echo:
             "image": image,
             "system": system,
             "pid": os.getpid(),
+            "environment": {name: os.environ.get(name) for name in ("OMP_NUM_THREADS", "CUDA_VISIBLE_DEVICES")},
             "modules": sorted({m.split(".")[0] for m in sys.modules} & {"torch", "gnuradio", "numpy"}),
         }
         return Encoded(streams, b"side", preview)

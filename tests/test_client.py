@@ -7,6 +7,7 @@ import sys
 import threading
 import time
 from contextlib import contextmanager
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -286,6 +287,26 @@ def test_ctrl_c_reaches_a_waiting_client():
         process.send_signal(signal.SIGINT)
         assert process.communicate(timeout=DEADLINE_S)[0] == "interrupted\n"
         assert process.returncode == 0
+
+
+def test_the_client_in_the_documentation(server):
+    """A stranger's client, as docs/link.md has it: it needs nothing of this project."""
+    text = (Path(__file__).parents[1] / "docs" / "link.md").read_text()
+    code = text.split("```python\n")[1].split("```")[0]
+    assert "multisc" not in code
+    space = {}
+    exec(code, space)
+    reply = space["encode"](server.address, "echo", IMAGE, {"seed": 1})
+    assert [stream["name"] for stream in reply["streams"]] == ["slice", "bits"]
+    np.testing.assert_array_equal(reply["preview"]["image"], IMAGE)
+    with pytest.raises(RuntimeError, match="as asked"):
+        space["encode"](server.address, "echo", IMAGE, {"raise": "bad"})
+
+
+def test_the_documentation_names_every_kind_and_code():
+    text = (Path(__file__).parents[1] / "docs" / "link.md").read_text()
+    for name in [row[0] for row in wire._KINDS] + list(wire.FAILURES):
+        assert f"| `{name}` |" in text, name
 
 
 def test_the_client_side_imports_neither_torch_nor_gnuradio():

@@ -70,6 +70,13 @@ def test_a_port_in_use_is_one_line_and_exit_code_2():
         (["--queue", "0"], "queue 0"),
         (["--max-message", "0"], "message limit 0"),
         (["--keys", "/no/such/directory"], "/no/such/directory/server.key"),
+        (["--devices", ""], "devices ''"),
+        (["--devices", "0,;rm"], "devices '0,;rm'"),
+        (["--parent-fd", "77777"], "--parent-fd 77777"),
+        (["--add-client", "laptop"], "needs --keys"),
+        (["--add-client", "laptop", "--keys", "/no/such/directory"], "/no/such/directory/server.key"),
+        (["--add-client", "../x", "--keys", "/"], "'../x'"),
+        (["--make-keys", "/proc/no"], "/proc/no"),
         (["--status", "nonsense"], "must be tcp://HOST:PORT"),
         (["--status", "tcp://gpu.example.org:5555"], "client.key"),
     ],
@@ -139,10 +146,15 @@ def test_keys_from_making_to_status(serving, tmp_path, capsys):
     assert all(os.stat(path).st_mode & 0o777 == 0o600 for path in paths)
     assert main(["serve", "--make-keys", str(tmp_path / "keys")]) == 2
     assert "exists already" in capsys.readouterr().err
+    assert main(["serve", "--keys", str(tmp_path / "keys"), "--add-client", "laptop"]) == 0
+    assert capsys.readouterr().out == f"{tmp_path}/keys/laptop.key\n"
+    assert main(["serve", "--keys", str(tmp_path / "keys"), "--add-client", "laptop"]) == 2
+    assert "exists already" in capsys.readouterr().err
     _, address = serving("--keys", str(tmp_path / "keys"), bind="tcp://0.0.0.0:0")
     local = address.replace("0.0.0.0", "127.0.0.1")
-    assert main(["serve", "--status", local, "--keys", str(tmp_path / "keys" / "client.key")]) == 0
-    assert "encrypted" in capsys.readouterr().out
+    for name in ("client.key", "laptop.key"):
+        assert main(["serve", "--status", local, "--keys", str(tmp_path / "keys" / name)]) == 0
+        assert "encrypted" in capsys.readouterr().out
 
 
 def test_help_has_examples(capsys):

@@ -278,6 +278,17 @@ def test_two_workers_work_at_the_same_time_and_one_may_die(tmp_path):
         assert any("SIGKILL" in line for line in server.lines)
 
 
+def test_workers_share_out_the_cores_and_the_devices(monkeypatch):
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    with running_server(workers=2, devices=("3", "GPU-5a")) as server, Stranger(server.address) as peer:
+        seen = []
+        for number in range(2):  # the idle worker that has done least is chosen
+            peer.send(number, request())
+            seen.append(peer.answer(wire.EncodedReply)[1].encoded.preview["environment"])
+    threads = str(max(1, len(os.sched_getaffinity(0)) // 2))
+    assert seen == [{"OMP_NUM_THREADS": threads, "CUDA_VISIBLE_DEVICES": device} for device in ("3", "GPU-5a")]
+
+
 def test_a_worker_that_dies_of_its_request_is_replaced(stranger):
     stranger.send(1, request({"die": True}))
     assert stranger.answer()[1].code == "worker-died"

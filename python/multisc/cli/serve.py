@@ -16,11 +16,12 @@ import signal
 from pathlib import Path
 from typing import Any
 
+from multisc.errors import BadInputError
 from multisc.link.address import DEFAULT_ADDRESS
 from multisc.link.client import InferenceClient
 from multisc.link.handler import SYSTEMS
-from multisc.link.keys import load_server_keys, make_keys
-from multisc.link.process import watch_parent
+from multisc.link.keys import add_client, load_server_keys, make_keys
+from multisc.link.process import Parent
 from multisc.link.server import Server, ServerConfig, log_to_stderr
 from multisc.link.wire import MESSAGE_LIMIT, one_line
 
@@ -44,6 +45,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--queue", type=int, default=8, metavar="N", help="requests that may wait; default: %(default)s"
     )
+    parser.add_argument("--devices", metavar="ID,...", help="CUDA devices for the workers, one each in turn")
     parser.add_argument(
         "--max-message",
         type=int,
@@ -66,6 +68,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     action = parser.add_mutually_exclusive_group()
     action.add_argument("--status", metavar="ADDRESS", help="show health and metrics of a running inference process")
     action.add_argument("--make-keys", type=Path, metavar="DIR", help="make keys for a server and one client")
+    action.add_argument("--add-client", metavar="NAME", help="with --keys: make keys for one more client")
     parser.add_argument("--json", action="store_true", help="with --status: as JSON")
 
 
@@ -74,6 +77,11 @@ def run(args: argparse.Namespace) -> int:
     if args.make_keys:
         for path in make_keys(args.make_keys):
             print(path)
+        return 0
+    if args.add_client is not None:
+        if args.keys is None:
+            raise BadInputError("--add-client needs --keys DIR, the directory with the server's keys")
+        print(add_client(args.keys, args.add_client))
         return 0
     if args.status:
         with InferenceClient(args.status, keys=args.keys) as client:
@@ -84,6 +92,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _serve(args: argparse.Namespace) -> int:
+    parent = Parent(args.parent_fd) if args.parent_fd is not None else None
     server = Server(
         ServerConfig(
             bind=args.bind,
@@ -91,6 +100,7 @@ def _serve(args: argparse.Namespace) -> int:
             preload=tuple(filter(None, args.preload.split(","))),
             workers=args.workers,
             queue=args.queue,
+            devices=tuple(args.devices.split(",")) if args.devices is not None else (),
             message_limit=args.max_message << 20,
             keys=load_server_keys(args.keys) if args.keys else None,
             handler=args.handler,
@@ -98,12 +108,13 @@ def _serve(args: argparse.Namespace) -> int:
     )
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: server.stop())
-    tell = watch_parent(args.parent_fd, server.stop) if args.parent_fd is not None else None
+    if parent is not None:
+        parent.watch(server.stop)
 
     def notify(event: str, detail: str) -> None:
         log_to_stderr({"ready": f"ready at {detail}"}.get(event, detail))
-        if tell is not None:
-            tell(event, detail)
+        if parent is not None:
+            parent.tell(event, detail)
 
     server.run(notify)
     return 0

@@ -37,7 +37,7 @@ class ClientKeys:
 
 
 def make_keys(directory: Path) -> list[Path]:
-    """Create the keys of a server and of one client.
+    """Create the keys of a server and of its first client.
 
     Args:
         directory: made with mode 0700 when missing. ``server.key`` and ``authorized-clients`` stay there,
@@ -51,25 +51,41 @@ def make_keys(directory: Path) -> list[Path]:
     """
     if not zmq.has("curve"):
         raise BadInputError("this build of ZeroMQ has no CURVE: install a pyzmq wheel from PyPI")
-    server_public, server_secret = (key.decode() for key in zmq.curve_keypair())
+    paths = [directory / name for name in (SERVER_FILE, CLIENTS_FILE, CLIENT_FILE)]
+    for path in paths:
+        if path.exists():
+            raise BadInputError(f"{path} exists already: choose another directory for new keys")
     public, secret = (key.decode() for key in zmq.curve_keypair())
-    contents = {
-        SERVER_FILE: json.dumps({"role": "server", "public": server_public, "secret": server_secret}),
-        CLIENT_FILE: json.dumps({"role": "client", "public": public, "secret": secret, "server": server_public}),
-        CLIENTS_FILE: f"{public} first client",
-    }
     try:
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-        for name in contents:
-            if (directory / name).exists():
-                raise BadInputError(f"{directory / name} exists already: choose another directory for new keys")
-        for name, text in contents.items():
-            handle = os.open(directory / name, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-            with os.fdopen(handle, "w") as file:
-                file.write(text + "\n")
     except OSError as error:
         raise BadInputError(f"{directory}: cannot write keys: {error.strerror}") from None
-    return [directory / name for name in contents]
+    _write(directory / SERVER_FILE, json.dumps({"role": "server", "public": public, "secret": secret}))
+    add_client(directory, Path(CLIENT_FILE).stem)
+    return paths
+
+
+def add_client(directory: Path, name: str) -> Path:
+    """Create the key file of one more client, and add it to ``authorized-clients``.
+
+    Args:
+        directory: where the server's keys are.
+        name: of the file ``NAME.key``; letters, digits, - and _.
+
+    Returns:
+        The file, of mode 0600.
+
+    Raises:
+        BadInputError: for a bad name, a file that exists already, or a directory without a server's keys.
+    """
+    if not name or not all(c.isascii() and (c.isalnum() or c in "-_") for c in name):
+        raise BadInputError(f"client name {name!r}: must be letters, digits, - and _")
+    server = _load(directory / SERVER_FILE, "server", ("public", "secret"))["public"].decode()
+    public, secret = (key.decode() for key in zmq.curve_keypair())
+    path = directory / f"{name}.key"
+    _write(path, json.dumps({"role": "client", "public": public, "secret": secret, "server": server}))
+    _write(directory / CLIENTS_FILE, f"{public} {name}", os.O_APPEND)
+    return path
 
 
 def load_server_keys(directory: Path) -> ServerKeys:
@@ -115,6 +131,18 @@ def _key(text: object, where: str) -> bytes:
     except (ValueError, KeyError, zmq.ZMQError):
         pass
     raise BadInputError(f"{where}: is not a key of {_LENGTH} Z85 characters")
+
+
+def _write(path: Path, line: str, mode: int = os.O_EXCL) -> None:
+    """Write a line to a new private file, or append it to one."""
+    try:
+        handle = os.open(path, os.O_WRONLY | os.O_CREAT | mode, 0o600)
+        with os.fdopen(handle, "a") as file:
+            file.write(line + "\n")
+    except FileExistsError:
+        raise BadInputError(f"{path} exists already: choose another name") from None
+    except OSError as error:
+        raise BadInputError(f"{path}: cannot write keys: {error.strerror}") from None
 
 
 def _read(path: Path) -> str:

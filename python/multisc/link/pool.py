@@ -70,6 +70,7 @@ class Pool:
         count: number of workers, 1 or more.
         handler, models, preload, message_limit: see ``WorkerSettings``.
         call_off_grace_s: a worker that goes on for longer with a request that was called off is killed.
+        devices: CUDA devices that the workers share out, one each in turn; empty for what each of them finds.
         log: takes one line per event.
     """
 
@@ -83,11 +84,13 @@ class Pool:
         preload: Sequence[str],
         message_limit: int,
         call_off_grace_s: float,
+        devices: Sequence[str],
         log: Callable[[str], None],
     ) -> None:
         self._handler, self._models, self._preload = handler, models, tuple(preload)
         self._message_limit = message_limit
         self._grace_s = call_off_grace_s
+        self._devices = tuple(devices)
         self._log = log
         self._directory = _private_directory()
         self._address = f"ipc://{self._directory}/workers"
@@ -226,6 +229,8 @@ class Pool:
         if self._threads is not None:
             # All workers together use each core once; a user's own setting wins.
             environment.setdefault("OMP_NUM_THREADS", str(self._threads))
+        if self._devices:
+            environment["CUDA_VISIBLE_DEVICES"] = self._devices[index % len(self._devices)]
         process = subprocess.Popen(
             command(settings),
             stdin=subprocess.DEVNULL,

@@ -194,33 +194,39 @@ class OwnInferenceProcess:
         return one_line(" / ".join(self.stderr_tail()[-3:])) or "it wrote nothing"
 
 
-def watch_parent(descriptor: int, on_event: Callable[[], None]) -> Callable[[str, str], None]:
-    """In the child: end when the parent does.
+class Parent:
+    """In the child: the program that started it.
 
     Args:
         descriptor: the child's end of the socket pair.
-        on_event: called in another thread once the parent has gone; must lead to an orderly end soon.
 
-    Returns:
-        What tells the parent of an event: ("loading", what) or ("ready", address).
+    Raises:
+        BadInputError: when that is not a socket.
     """
-    lifeline = socket.socket(fileno=descriptor)
-    parent = os.getppid()
 
-    def wait_for_the_end() -> None:
+    def __init__(self, descriptor: int) -> None:
+        try:
+            self._lifeline = socket.socket(fileno=descriptor)
+        except (OSError, OverflowError, ValueError) as error:
+            raise BadInputError(f"--parent-fd {descriptor}: is not an open socket ({error})") from None
+        self._pid = os.getppid()
+
+    def watch(self, on_gone: Callable[[], None]) -> None:
+        """Call ``on_gone`` in another thread once the parent has gone; it must lead to an orderly end soon."""
+        threading.Thread(target=self._wait, args=(on_gone,), name="parent", daemon=True).start()
+
+    def tell(self, event: str, detail: str) -> None:
+        """Report ("loading", what) or ("ready", address)."""
+        try:
+            self._lifeline.sendall(json.dumps([event, detail]).encode() + b"\n")
+        except (BrokenPipeError, ConnectionResetError):
+            return  # it has gone; the other thread sees it, too
+
+    def _wait(self, on_gone: Callable[[], None]) -> None:
         # The parent's number changes when it dies: its end of the pair may live on in a process that it forked.
-        while os.getppid() == parent:
-            if select.select([lifeline], [], [], 1.0)[0] and not lifeline.recv(4096):
+        while os.getppid() == self._pid:
+            if select.select([self._lifeline], [], [], 1.0)[0] and not self._lifeline.recv(4096):
                 break
-        on_event()
+        on_gone()
         time.sleep(STOP_TIMEOUT_S)  # an orderly end takes the process away in this time
         os.kill(os.getpid(), signal.SIGKILL)
-
-    def tell(event: str, detail: str) -> None:
-        try:
-            lifeline.sendall(json.dumps([event, detail]).encode() + b"\n")
-        except (BrokenPipeError, ConnectionResetError):
-            return  # the parent has gone; the other thread sees it, too
-
-    threading.Thread(target=wait_for_the_end, name="parent", daemon=True).start()
-    return tell

@@ -57,6 +57,7 @@ class ServerConfig:
         message_limit: bytes of the largest message.
         heartbeat_s: interval of the heartbeats, 0.05 to 60 s.
         call_off_grace_s: how long a worker may go on with a request nobody waits for, before it is killed.
+        devices: CUDA devices, by number or UUID, that the workers share out, one each in turn; empty: no choice.
         keys: CURVE keys; required unless ``bind`` is loopback.
         handler: MODULE:FACTORY of what runs in the workers.
 
@@ -72,6 +73,7 @@ class ServerConfig:
     message_limit: int = wire.MESSAGE_LIMIT
     heartbeat_s: float = 1.0
     call_off_grace_s: float = 20.0
+    devices: tuple[str, ...] = ()
     keys: ServerKeys | None = None
     handler: str = SYSTEMS
 
@@ -84,6 +86,8 @@ class ServerConfig:
             raise BadInputError(f"message limit {self.message_limit}: must be 65536 to {1 << 32} bytes")
         if not 0.05 <= self.heartbeat_s <= 60:
             raise BadInputError(f"heartbeat {self.heartbeat_s}: must be 0.05 to 60 seconds")
+        if not all(device and device.isascii() and device.replace("-", "").isalnum() for device in self.devices):
+            raise BadInputError(f"devices {','.join(self.devices)!r}: must be numbers or UUIDs, such as 0,1")
         if self.keys is None and not Address.parse(self.bind).is_loopback:
             raise BadInputError(
                 f"{self.bind} is open to other machines: make keys with `multisc serve --make-keys DIR` "
@@ -163,6 +167,7 @@ class Server:
                 preload=self.config.preload,
                 message_limit=self.config.message_limit,
                 call_off_grace_s=self.config.call_off_grace_s,
+                devices=self.config.devices,
                 log=self._log,
             )
             pool.start()
