@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from multisc.errors import MultiscError
+from multisc.errors import BadInputError, MultiscError
 
 
 def printable(path: str | os.PathLike[str]) -> str:
@@ -34,3 +34,17 @@ def write_atomically(path: str | os.PathLike[str], data: bytes) -> None:
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
         raise MultiscError(f"{printable(path)}: cannot be written: {reason}") from error
+
+
+def make_folder(path: str | os.PathLike[str]) -> None:
+    """Make a folder for results, and those it lies in; an existing one is kept.
+
+    Raises:
+        BadInputError: when it cannot be made or written to.
+    """
+    try:
+        os.makedirs(path, exist_ok=True)
+    except OSError as error:
+        raise BadInputError(f"{printable(path)}: cannot be made: {error.strerror or error}") from error
+    if not os.access(path, os.W_OK | os.X_OK):
+        raise BadInputError(f"{printable(path)}: cannot be written to")

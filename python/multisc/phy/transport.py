@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -137,13 +137,30 @@ def demodulate(
             heard = mod.demap(symbols[received], noise_variance[received], descriptor.modulation)
             llrs[received] = heard.reshape(-1, width)
         llrs = llrs.ravel()[:expected]
-    quantiser = descriptor.quantiser
     if code is None:
-        data = (llrs < 0).astype(np.uint8) if quantiser is None else quantiser.expect(llrs)
-        return ReceivedStream(descriptor.name, data, delivered, None, snr_db, llrs)
-    decoded = code.decode(llrs)
-    data = decoded.bits if quantiser is None else quantiser.dequantise(decoded.bits)
-    return ReceivedStream(descriptor.name, data, delivered, decoded.crc_ok, snr_db, llrs)
+        received_stream = ReceivedStream(descriptor.name, (llrs < 0).astype(np.uint8), delivered, None, snr_db, llrs)
+    else:
+        decoded = code.decode(llrs)
+        received_stream = ReceivedStream(descriptor.name, decoded.bits, delivered, decoded.crc_ok, snr_db, llrs)
+    if descriptor.quantiser is None:
+        return received_stream
+    return dequantise(received_stream, descriptor.quantiser, descriptor.code)
+
+
+def dequantise(received: ReceivedStream, quantiser: Quantiser, code: str) -> ReceivedStream:
+    """Turn the bits of a received stream into coefficients.
+
+    Args:
+        received: bits, with their soft bits when there is no code.
+        quantiser: that of the sent stream.
+        code: of the stream; without one the soft bits give the least-squares estimate, with one the decoded bits
+            give the levels.
+
+    Raises:
+        BadInputError: when the bits are no whole number of coefficients.
+    """
+    data = quantiser.expect(received.llrs) if code == "none" else quantiser.dequantise(received.data)
+    return replace(received, data=data)
 
 
 def _demodulate_analog(

@@ -17,17 +17,20 @@ class Entry:
         factory: "module:callable"; the callable takes the models profile (a name or a directory).
         needs_models: whether it must run in the inference process.
         summary: one line for help texts and the report.
+        context: options that a run fills in with its own facts when the user does not set them:
+            "seed" (of the run), "snr_db" (Es/N0 the link is expected to have).
     """
 
     factory: str
     needs_models: bool
     summary: str
+    context: tuple[str, ...]
 
 
 SYSTEMS: dict[str, Entry] = {
-    "multi-sc": Entry("multisc.systems.multi_sc:multi_sc", True, "subject slice and four block captions"),
-    "single-text": Entry("multisc.systems.multi_sc:single_text", True, "subject slice and one caption"),
-    "bpg-ldpc": Entry("multisc.systems.bpg_ldpc:bpg_ldpc", False, "BPG picture, CRC and LDPC"),
+    "multi-sc": Entry("multisc.systems.multi_sc:multi_sc", True, "subject slice and four block captions", ("seed",)),
+    "single-text": Entry("multisc.systems.multi_sc:single_text", True, "subject slice and one caption", ("seed",)),
+    "bpg-ldpc": Entry("multisc.systems.bpg_ldpc:bpg_ldpc", False, "BPG picture, CRC and LDPC", ("snr_db",)),
 }
 
 

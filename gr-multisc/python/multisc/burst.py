@@ -1,0 +1,153 @@
+"""Blocks between symbols of streams and samples: bursts out, bursts in."""
+
+from __future__ import annotations
+
+import time
+from collections import OrderedDict, deque
+
+import numpy as np
+import pmt
+from gnuradio import gr
+
+from multisc.phy.assembly import AssembledImage, Assembler
+from multisc.phy.burst import BurstTransmitter, burst_uses
+from multisc.phy.config import PhyConfig
+from multisc.phy.receiver import BurstReceiver
+from multisc.phy.transport import ModulatedStream
+
+from . import pdu
+from .message_block import Faults, guarded_work
+
+END_TAG = pmt.intern("end")
+LEAD = 1000
+MAX_IMAGES_WAITING = 16
+
+
+class burst_transmitter(gr.sync_block):
+    """Symbols of an image's streams in, bursts of samples out, multiplexed onto orthogonal channels.
+
+    Input ``symbols``: one PDU of c32 per stream (docs/pdu.md); the bursts leave when all streams of an image are
+    there. Output: complex samples, ``LEAD`` zeros before the first burst. After ``pdu.END`` it sends as many zeros
+    again, marks the last one with the tag ``end`` and finishes.
+
+    Args:
+        config: numerology, orthogonal mode, amplitude.
+        faults: shared record of failures.
+
+    Attributes:
+        channel_uses: payload data symbols of all streams so far.
+        channel_uses_total: these and preamble, header, pilots and padding.
+        bursts: bursts made so far.
+    """
+
+    def __init__(self, config: PhyConfig, faults: Faults | None = None) -> None:
+        gr.sync_block.__init__(self, "multisc_burst_transmitter", in_sig=None, out_sig=[np.complex64])
+        self.faults = faults or Faults()
+        self._config = config
+        self._transmitter = BurstTransmitter(config)
+        self._waiting: OrderedDict[int, dict[int, ModulatedStream]] = OrderedDict()
+        self._samples = deque([np.zeros(LEAD, np.complex64)])
+        self._ended = False
+        self.channel_uses = 0
+        self.channel_uses_total = 0
+        self.bursts = 0
+        self.message_port_register_in(pmt.intern("symbols"))
+        self.set_msg_handler(pmt.intern("symbols"), self._handle)
+
+    def _handle(self, message: pmt.pmt_base) -> None:
+        try:
+            self._take(message)
+        except Exception as error:
+            self.faults.add(error, self.alias())
+
+    def _take(self, message: pmt.pmt_base) -> None:
+        if pdu.is_end(message):
+            self._samples.append(np.zeros(LEAD, np.complex64))
+            self._ended = True
+            return
+        meta, data = pdu.unpack(message)
+        envelope = pdu.envelope_of(meta)
+        streams = self._waiting.setdefault(envelope.image_id, {})
+        streams[envelope.index] = pdu.unpack_symbols(meta, data)
+        if len(self._waiting) > MAX_IMAGES_WAITING:
+            self._waiting.popitem(last=False)
+        if len(streams) < envelope.count:
+            return
+        del self._waiting[envelope.image_id]
+        ordered = [streams[index] for index in sorted(streams)]
+        bursts = self._transmitter.transmit(envelope.image_id, ordered, envelope.side_info, envelope.system)
+        self._samples.extend(bursts)
+        self.bursts += len(bursts)
+        self.channel_uses += sum(stream.symbols.size for stream in ordered)
+        self.channel_uses_total += sum(burst_uses(self._config, burst) for burst in bursts)
+
+    @guarded_work
+    def work(self, input_items: list, output_items: list) -> int:
+        """Hand on what is waiting."""
+        out = output_items[0]
+        filled = 0
+        while self._samples and filled < out.size:
+            piece = self._samples.popleft()
+            count = min(piece.size, out.size - filled)
+            out[filled : filled + count] = piece[:count]
+            filled += count
+            if count < piece.size:
+                self._samples.appendleft(piece[count:])
+        if not filled:
+            if self._ended:
+                return -1
+            time.sleep(1e-3)  # the scheduler calls a source without output again at once
+            return 0
+        if self._ended and not self._samples:
+            self.add_item_tag(0, self.nitems_written(0) + filled - 1, END_TAG, pmt.PMT_T)
+        return filled
+
+
+class burst_receiver(gr.sync_block):
+    """Samples in, the streams of the images in them out, as equalised symbols.
+
+    Output ``symbols``: one PDU of c32 per stream with the noise variance of each symbol (docs/pdu.md), when an image
+    is whole or no more of it is to be expected. At the tag ``end`` everything under way is handed on, then
+    ``pdu.END`` is sent.
+
+    Args:
+        config: the transmitter's numerology; the orthogonal mode is learned from each burst.
+        receiver: another receiver than ``BurstReceiver(config)``, such as one with ideal synchronisation.
+        faults: shared record of failures.
+
+    Attributes:
+        receiver: its counters tell what was found and what failed.
+        last_image: the image handed on last.
+    """
+
+    def __init__(
+        self, config: PhyConfig, receiver: BurstReceiver | None = None, faults: Faults | None = None
+    ) -> None:
+        gr.sync_block.__init__(self, "multisc_burst_receiver", in_sig=[np.complex64], out_sig=None)
+        self.faults = faults or Faults()
+        self.receiver = receiver or BurstReceiver(config)
+        self._assembler = Assembler()
+        self.last_image: AssembledImage | None = None
+        self.message_port_register_out(pmt.intern("symbols"))
+
+    @guarded_work
+    def work(self, input_items: list, output_items: list) -> int:
+        """Search, synchronise, demodulate."""
+        samples = input_items[0]
+        ends = self.get_tags_in_window(0, 0, samples.size, END_TAG)
+        for burst in self.receiver.push(samples):
+            self._send(self._assembler.add(burst))
+        if ends:
+            for burst in self.receiver.flush():
+                self._send(self._assembler.add(burst))
+            self._send(self._assembler.flush())
+            self.message_port_pub(pmt.intern("symbols"), pdu.END)
+        return samples.size
+
+    def _send(self, images: list[AssembledImage]) -> None:
+        for image in images:
+            self.last_image = image
+            for index, (descriptor, symbols, noise_variance) in enumerate(image.streams):
+                envelope = pdu.Envelope(image.image_id, index, len(image.streams), image.system, image.side_info)
+                message = pdu.pack_symbols(descriptor, symbols, envelope, noise_variance)
+                self.message_port_pub(pmt.intern("symbols"), message)

@@ -1,0 +1,93 @@
+"""The whole chain in one flowgraph: picture, streams, bursts, channel, bursts, streams, picture."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import pmt
+from gnuradio import gr
+from numpy.typing import NDArray
+
+from multisc.channel import Chain
+from multisc.phy.config import PhyConfig
+from multisc.phy.receiver import BurstReceiver
+from multisc.systems.base import Options
+
+from . import pdu
+from .burst import burst_receiver, burst_transmitter
+from .channel import channel
+from .message_block import Faults, collector
+from .modulator import demodulator, modulator
+from .quantiser import dequantiser, quantiser
+from .semantic import Backend, semantic_decoder, semantic_encoder
+
+
+class loopback(gr.top_block):
+    """Transmitter and receiver of a system over a simulated channel.
+
+    Args:
+        backend: where the system runs.
+        system: name of the system.
+        options: the system's options, for both ends.
+        config: numerology.
+        chain: the channel.
+        power_db: level of a stream, by name, in dB; None means 0 for all.
+        receiver: another receiver than the synchronising one, for comparison with theory.
+
+    Attributes:
+        faults: what failed.
+        sent_bits, sent_symbols, received_symbols, received_bits, image: collectors after the quantiser, modulator,
+            burst receiver, demodulator and semantic decoder.
+    """
+
+    def __init__(
+        self,
+        backend: Backend,
+        system: str,
+        options: Options,
+        config: PhyConfig,
+        chain: Chain,
+        power_db: Callable[[str], float] | None = None,
+        receiver: BurstReceiver | None = None,
+    ) -> None:
+        super().__init__("multisc_loopback")
+        self.faults = faults = Faults()
+        self.encoder = semantic_encoder(backend, system, options, faults)
+        self.quantiser = quantiser(faults)
+        self.modulator = modulator(power_db, faults)
+        self.transmitter = burst_transmitter(config, faults)
+        self.channel = channel(chain, faults)
+        self.receiver = burst_receiver(config, receiver, faults)
+        self.demodulator = demodulator(faults)
+        self.dequantiser = dequantiser(faults)
+        self.decoder = semantic_decoder(backend, options, faults)
+        self.sent_bits = collector(faults)
+        self.sent_symbols = collector(faults)
+        self.received_symbols = collector(faults)
+        self.received_bits = collector(faults)
+        self.image = collector(faults)
+
+        self.msg_connect(self.encoder, "streams", self.quantiser, "coefficients")
+        self.msg_connect(self.quantiser, "bits", self.modulator, "bits")
+        self.msg_connect(self.modulator, "symbols", self.transmitter, "symbols")
+        self.connect(self.transmitter, self.channel, self.receiver)
+        self.msg_connect(self.receiver, "symbols", self.demodulator, "symbols")
+        self.msg_connect(self.demodulator, "bits", self.dequantiser, "bits")
+        self.msg_connect(self.dequantiser, "coefficients", self.decoder, "streams")
+        self.msg_connect(self.quantiser, "bits", self.sent_bits, "in")
+        self.msg_connect(self.modulator, "symbols", self.sent_symbols, "in")
+        self.msg_connect(self.receiver, "symbols", self.received_symbols, "in")
+        self.msg_connect(self.demodulator, "bits", self.received_bits, "in")
+        self.msg_connect(self.decoder, "image", self.image, "in")
+
+    def send(self, image: NDArray[np.uint8], image_id: int) -> None:
+        """Put one picture, uint8 of shape (H, W, 3), into the chain, and the end behind it; call before ``start``."""
+        meta = {"image_id": image_id, "width": image.shape[1], "height": image.shape[0]}
+        port = pmt.intern("image")
+        for message in (pdu.pack(meta, image.ravel()), pdu.END):
+            self.encoder.to_basic_block()._post(port, message)
+
+    def sent_names(self) -> list[str]:
+        """Names of the streams that were sent so far."""
+        return [str(pdu.unpack(message)[0]["stream"]) for message in self.sent_symbols.messages]

@@ -1,0 +1,216 @@
+"""What a run of the loopback tells: result.json, pictures, report."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pmt
+from numpy.typing import NDArray
+
+from multisc import images
+from multisc.evaluation import metrics
+from multisc.evaluation.report import write_report
+from multisc.evaluation.result import ChannelInfo, ImageInfo, Result, StreamResult, TextInfo, finite
+from multisc.phy.config import PhyConfig
+from multisc.phy.units import linear
+from multisc.streams import Reconstruction
+
+from . import pdu
+from .loopback import loopback
+
+
+def stream_results(graph: loopback, config: PhyConfig, asked_db: dict[str, float]) -> list[StreamResult]:
+    """Sent against received, stream by stream.
+
+    Args:
+        graph: after its run.
+        config: its numerology.
+        asked_db: Es/N0 asked for, by the name of the stream.
+    """
+    sent_bits = _by_stream(graph.sent_bits.messages)
+    received_bits = _by_stream(graph.received_bits.messages)
+    results = []
+    for name, (meta, symbols) in _by_stream(graph.sent_symbols.messages).items():
+        modulated = pdu.unpack_symbols(meta, symbols)
+        digital = modulated.descriptor.modulation != "analog"
+        bits = sent_bits[name][1]
+        received = pdu.unpack_received(*received_bits[name]) if name in received_bits else None
+        delivered = received is not None and received.delivered
+        errors = None
+        if received is not None and delivered and digital and received.data.size == bits.size:
+            errors = int(np.count_nonzero(received.data != bits))
+        energy = float(np.mean(np.abs(symbols) ** 2)) if symbols.size else 0.0
+        energy *= linear(modulated.power_db) * config.amplitude**2
+        results.append(
+            StreamResult(
+                name=name,
+                kind="digital" if digital else "analog",
+                modulation=modulated.descriptor.modulation,
+                code=modulated.descriptor.code,
+                symbols=symbols.size,
+                delivered=delivered,
+                bits=bits.size if digital else None,
+                bit_errors=errors,
+                snr_db=asked_db[name],
+                snr_measured_db=finite(graph.channel.snr_db(energy)),
+                snr_estimated_db=finite(received.snr_db) if received else None,
+                crc_ok=received.crc_ok if received else None,
+            )
+        )
+    return results
+
+
+def collect(
+    graph: loopback,
+    image: NDArray[np.uint8],
+    shown_path: str,
+    channel: ChannelInfo,
+    config: PhyConfig,
+    asked_db: dict[str, float],
+    about: dict[str, Any],
+) -> Result:
+    """Everything that is known of the image, without the files.
+
+    Args:
+        graph: after its run.
+        image: the source.
+        shown_path: how the source is called.
+        channel: what was asked for; measurements are added here.
+        config: numerology.
+        asked_db: Es/N0 asked for, by the name of the stream.
+        about: further fields of ``Result``: system, models, options.
+    """
+    reconstruction = _reconstruction(graph)
+    preview = graph.encoder.encoded.preview if graph.encoder.encoded else {}
+    text = TextInfo(
+        preview.get("captions", []),
+        reconstruction.text.get("received", []),
+        reconstruction.text.get("corrected", []),
+    )
+    texts = {"sent": text.sent, "received": text.received, "corrected": text.corrected}
+    values, reasons = metrics.measure(image, reconstruction.image, texts, reconstruction.outage_reason)
+    _measure_slice(values, reasons, preview.get("slice"), reconstruction.preview.get("slice"))
+    arrived = graph.receiver.last_image
+    counters = graph.receiver.receiver.counters
+    whole = graph.channel.snr_db(config.amplitude**2)
+    return Result(
+        image=ImageInfo(shown_path, image.shape[1], image.shape[0]),
+        channel=ChannelInfo(
+            kind=channel.kind,
+            seed=channel.seed,
+            snr_db=channel.snr_db,
+            snr_measured_db=finite(whole),
+            snr_estimated_db=finite(arrived.snr_db) if arrived else None,
+            sample_rate_hz=channel.sample_rate_hz,
+            cfo_hz=channel.cfo_hz,
+            cfo_estimated_hz=finite(arrived.cfo * channel.sample_rate_hz / config.fft_size) if arrived else None,
+            parameters=channel.parameters,
+        ),
+        streams=stream_results(graph, config, asked_db),
+        channel_uses=graph.transmitter.channel_uses,
+        channel_uses_total=graph.transmitter.channel_uses_total,
+        outage_reason=reconstruction.outage_reason if reconstruction.outage else None,
+        text=text,
+        metrics=values,
+        metrics_reasons=reasons,
+        receiver={
+            "bursts_sent": graph.transmitter.bursts,
+            "bursts_received": counters.bursts,
+            "detections": counters.detections,
+            "header_failures": counters.header_failures,
+            "truncated": counters.truncated,
+            "refused": counters.refused,
+            "bad_samples": counters.bad_samples,
+            "contradictions": graph.demodulator.contradictions,
+        },
+        **about,
+    )
+
+
+def write(folder: Path, result: Result, graph: loopback, image: NDArray[np.uint8]) -> None:
+    """Write the report, the pictures and, last, ``result.json`` into a folder.
+
+    Raises:
+        MultiscError: when a file cannot be written.
+    """
+    reconstruction = _reconstruction(graph)
+    preview = graph.encoder.encoded.preview if graph.encoder.encoded else {}
+    pictures = {"source": image}
+    pictures |= {name: preview[key] for name, key in (("mask", "mask"), ("slice_sent", "slice")) if key in preview}
+    if reconstruction.image is not None:
+        pictures["received"] = reconstruction.image
+    if "slice" in reconstruction.preview:
+        pictures["slice_received"] = reconstruction.preview["slice"]
+    others = {name: value for name, value in reconstruction.preview.items() if name != "slice"}
+    pictures |= {name: value for name, value in others.items() if isinstance(value, np.ndarray)}
+    for name, file in result.files.items():
+        if name not in ("result", "report"):
+            images.save_png(folder / file, pictures[name])
+    write_report(
+        folder / result.files["report"],
+        result,
+        pictures,
+        {name: data for name, (_, data) in _by_stream(graph.received_symbols.messages).items()},
+        box=tuple(preview["box"]) if "box" in preview else None,
+        label=preview.get("label", ""),
+    )
+    result.write(folder / result.files["result"])
+
+
+def summary(result: Result, folder: Path) -> str:
+    """The last lines of a run: what came of it and where it lies."""
+    lines = [f"{result.system}: outage, {result.outage_reason}" if result.outage else f"{result.system}: received"]
+    lines[0] += f"; {result.channel_uses} channel uses, CBR {result.cbr:.4f}"
+    if result.channel.snr_measured_db is not None:
+        lines[0] += f", Es/N0 {result.channel.snr_measured_db:.2f} dB measured"
+    for index, sent in enumerate(result.text.sent):
+        arrived = result.text.corrected[index] if index < len(result.text.corrected) else ""
+        lines.append(f'  "{sent}" -> "{arrived}"')
+    shown = ("psnr_db", "ms_ssim", "cosine", "bleu", "slice_psnr_db")
+    known = [f"{name} {result.metrics[name]:.3f}" for name in shown if result.metrics.get(name) is not None]
+    if known:
+        lines.append("  " + ", ".join(known))
+    lines.append(f"  {folder / result.files['report']}")
+    return "\n".join(lines)
+
+
+def files_of(graph: loopback) -> dict[str, str]:
+    """The files of ``write`` by what they are."""
+    reconstruction = _reconstruction(graph)
+    preview = graph.encoder.encoded.preview if graph.encoder.encoded else {}
+    files = {"result": "result.json", "report": "report.html"}
+    if reconstruction.image is not None:
+        files["received"] = "received.png"
+    if "slice" in preview:
+        files["slice_sent"] = "slice_sent.png"
+    if "slice" in reconstruction.preview:
+        files["slice_received"] = "slice_received.png"
+    return files
+
+
+def _reconstruction(graph: loopback) -> Reconstruction:
+    return graph.decoder.reconstruction or Reconstruction(None, outage_reason="no burst of the picture was received")
+
+
+def _by_stream(messages: list[pmt.pmt_base]) -> dict[str, tuple[dict[str, Any], NDArray]]:
+    taken = [pdu.unpack(message) for message in messages]
+    return {str(meta["stream"]): (meta, data) for meta, data in taken}
+
+
+def _measure_slice(
+    values: dict[str, float | None],
+    reasons: dict[str, str],
+    sent: NDArray[np.uint8] | None,
+    received: NDArray[np.uint8] | None,
+) -> None:
+    if sent is None:
+        return
+    values["slice_psnr_db"] = None
+    if received is None:
+        reasons["slice_psnr_db"] = "the slice was not received"
+    elif np.array_equal(sent, received):
+        reasons["slice_psnr_db"] = "the slice arrived without any difference"
+    else:
+        values["slice_psnr_db"] = metrics.psnr_db(sent, received)

@@ -1,0 +1,205 @@
+"""Between PDUs and the library's objects. docs/pdu.md is the table of the metadata.
+
+A PDU is a pair of a dictionary and a uniform vector. One PDU carries one stream of one image; ``END`` alone
+says that no more will come, and travels through every block behind what was sent before it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pmt
+from numpy.typing import NDArray
+
+from multisc.codecs.quantise import Quantiser
+from multisc.errors import BadInputError
+from multisc.phy.transport import ModulatedStream, StreamDescriptor
+from multisc.streams import ReceivedStream, Stream
+
+END = pmt.cons(pmt.to_pmt({"end": True}), pmt.init_u8vector(0, []))
+
+
+@dataclass(frozen=True)
+class Envelope:
+    """What every PDU says of the image its stream belongs to.
+
+    Args:
+        image_id: 0 to 2**32 - 1.
+        index: place of the stream among those of the image.
+        count: number of streams of the image.
+        system: name of the system.
+        side_info: the system's own bytes of the header.
+    """
+
+    image_id: int
+    index: int
+    count: int
+    system: str
+    side_info: bytes
+
+
+def is_end(message: pmt.pmt_base) -> bool:
+    """Whether a message is ``END``."""
+    return pmt.is_pair(message) and pmt.is_dict(pmt.car(message)) and pmt.dict_has_key(pmt.car(message), _END_KEY)
+
+
+_END_KEY = pmt.intern("end")
+
+
+def pack(meta: dict[str, Any], vector: NDArray) -> pmt.pmt_base:
+    """Build a PDU; values that are bytes or arrays become uniform vectors."""
+    known = {}
+    for key, value in meta.items():
+        if isinstance(value, bytes):
+            known[key] = np.frombuffer(value, np.uint8)
+        elif value is not None:
+            known[key] = value
+    return pmt.cons(pmt.to_pmt(known), pmt.to_pmt(vector))
+
+
+def unpack(message: pmt.pmt_base) -> tuple[dict[str, Any], NDArray]:
+    """Take a PDU apart.
+
+    Raises:
+        BadInputError: when the message is not a PDU.
+    """
+    if not (pmt.is_pair(message) and pmt.is_dict(pmt.car(message)) and pmt.is_uniform_vector(pmt.cdr(message))):
+        raise BadInputError("a message is not a PDU: it must be a pair of a dictionary and a uniform vector")
+    return pmt.to_python(pmt.car(message)) or {}, pmt.to_python(pmt.cdr(message))
+
+
+def envelope_meta(envelope: Envelope) -> dict[str, Any]:
+    """The envelope as metadata."""
+    return {
+        "image_id": envelope.image_id,
+        "index": envelope.index,
+        "count": envelope.count,
+        "system": envelope.system,
+        "side_info": envelope.side_info,
+    }
+
+
+def envelope_of(meta: dict[str, Any]) -> Envelope:
+    """Read the envelope.
+
+    Raises:
+        BadInputError: when a field is missing.
+    """
+    try:
+        return Envelope(
+            int(meta["image_id"]),
+            int(meta["index"]),
+            int(meta["count"]),
+            str(meta["system"]),
+            bytes(np.asarray(meta["side_info"], np.uint8)),
+        )
+    except KeyError as missing:
+        raise BadInputError(f"a PDU has no metadata {missing}") from None
+
+
+def _quantiser_meta(quantiser: Quantiser | None) -> dict[str, Any]:
+    return {} if quantiser is None else {"quantiser_bits": quantiser.bits, "quantiser_limit": quantiser.limit}
+
+
+def quantiser_of(meta: dict[str, Any]) -> Quantiser | None:
+    """The quantiser that a PDU names, None when it names none."""
+    if "quantiser_bits" not in meta:
+        return None
+    return Quantiser(int(meta["quantiser_bits"]), float(meta["quantiser_limit"]))
+
+
+def pack_stream(stream: Stream, envelope: Envelope) -> pmt.pmt_base:
+    """A stream as its system made it: coefficients (f32) or bits (u8)."""
+    meta = {"stream": stream.name, "modulation": stream.modulation, "code": stream.code}
+    return pack(meta | _quantiser_meta(stream.quantiser) | envelope_meta(envelope), stream.data)
+
+
+def unpack_stream(meta: dict[str, Any], data: NDArray) -> Stream:
+    """The stream of a PDU; bits that a quantiser made keep no quantiser here (see ``quantiser_of``).
+
+    Raises:
+        BadInputError: when the metadata and the vector do not fit together.
+    """
+    quantiser = quantiser_of(meta) if data.dtype == np.float32 else None
+    try:
+        return Stream(str(meta["stream"]), data, str(meta["modulation"]), str(meta["code"]), quantiser)
+    except KeyError as missing:
+        raise BadInputError(f"a PDU has no metadata {missing}") from None
+
+
+def pack_symbols(
+    descriptor: StreamDescriptor,
+    symbols: NDArray[np.complex64],
+    envelope: Envelope,
+    noise_variance: NDArray[np.float32] | None = None,
+    power_db: float = 0.0,
+) -> pmt.pmt_base:
+    """A modulated stream (c32), or a received one with the noise variance of each symbol."""
+    meta = {
+        "stream": descriptor.name,
+        "modulation": descriptor.modulation,
+        "code": descriptor.code,
+        "length": descriptor.length,
+        "symbols": descriptor.symbols,
+        "power_db": power_db,
+        "gain": float(descriptor.gain),
+        "noise_variance": noise_variance,
+    }
+    return pack(meta | _quantiser_meta(descriptor.quantiser) | envelope_meta(envelope), symbols)
+
+
+def unpack_symbols(meta: dict[str, Any], data: NDArray) -> ModulatedStream:
+    """The modulated stream of a PDU.
+
+    Raises:
+        BadInputError: when metadata is missing.
+    """
+    try:
+        descriptor = StreamDescriptor(
+            name=str(meta["stream"]),
+            modulation=str(meta["modulation"]),
+            code=str(meta["code"]),
+            length=int(meta["length"]),
+            symbols=int(meta["symbols"]),
+            gain=float(meta["gain"]),
+            quantiser=quantiser_of(meta),
+        )
+        return ModulatedStream(descriptor, data, float(meta["power_db"]))
+    except KeyError as missing:
+        raise BadInputError(f"a PDU has no metadata {missing}") from None
+
+
+def pack_received(
+    received: ReceivedStream, envelope: Envelope, quantiser: Quantiser | None, code: str
+) -> pmt.pmt_base:
+    """A received stream: bits (u8) with their soft bits, or coefficients (f32)."""
+    meta = {
+        "stream": received.name,
+        "delivered": received.delivered,
+        "crc_ok": received.crc_ok,
+        "snr_db": float(received.snr_db),
+        "llrs": received.llrs,
+        "code": code,
+    }
+    return pack(meta | _quantiser_meta(quantiser) | envelope_meta(envelope), received.data)
+
+
+def unpack_received(meta: dict[str, Any], data: NDArray) -> ReceivedStream:
+    """The received stream of a PDU.
+
+    Raises:
+        BadInputError: when metadata is missing.
+    """
+    try:
+        return ReceivedStream(
+            name=str(meta["stream"]),
+            data=data,
+            delivered=bool(meta["delivered"]),
+            crc_ok=meta.get("crc_ok"),
+            snr_db=float(meta["snr_db"]),
+            llrs=np.asarray(meta["llrs"], np.float32),
+        )
+    except KeyError as missing:
+        raise BadInputError(f"a PDU has no metadata {missing}") from None

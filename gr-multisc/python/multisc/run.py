@@ -1,0 +1,199 @@
+"""`run_flowgraph.py`: one image through a GNU Radio flowgraph, with everything that is worth knowing about it."""
+
+from __future__ import annotations
+
+import argparse
+import signal
+import sys
+import time
+from collections.abc import Sequence
+from contextlib import ExitStack
+from functools import partial
+from pathlib import Path
+from types import FrameType
+
+import numpy as np
+from numpy.typing import NDArray
+
+from multisc import images
+from multisc.channel import KINDS, make_channel
+from multisc.cli import arguments
+from multisc.errors import MultiscError
+from multisc.evaluation.console import stage
+from multisc.evaluation.result import ChannelInfo
+from multisc.files import make_folder
+from multisc.link.client import InferenceClient
+from multisc.link.process import OwnInferenceProcess
+from multisc.phy.config import ORTHOGONAL_MODES, PhyConfig
+from multisc.phy.units import time_noise_variance
+from multisc.systems.local import LocalSystems
+from multisc.systems.registry import SYSTEMS, get_entry
+
+from . import outcome
+from .loopback import loopback
+from .message_block import collector
+from .semantic import Backend
+
+EXAMPLE = """example:
+  .venv/bin/python run_flowgraph.py --image photo.jpg --snr 6 --out out/photo
+  .venv/bin/python run_flowgraph.py --image photo.jpg --snr slice=10,text=3 --orthogonal cdm
+"""
+SAMPLE_RATE = 2e6
+AIR_TIMEOUT_S = 120.0
+
+
+def parser() -> argparse.ArgumentParser:
+    """Return the parser of the command line."""
+    made = arguments.Parser(
+        prog="run_flowgraph.py", description=__doc__, epilog=EXAMPLE, formatter_class=argparse.RawTextHelpFormatter
+    )
+    add = made.add_argument
+    add("--image", metavar="PATH", help="picture to send; without it a photograph that ships with scikit-image")
+    add("--system", default="multi-sc", help=f"one of {', '.join(SYSTEMS)} (default: %(default)s)")
+    add(
+        "--snr",
+        type=arguments.snr,
+        default={"": 10.0},
+        metavar="DB",
+        help="Es/N0 per channel use, one number or by stream, such as slice=10,text=3 (default: 10)",
+    )
+    add("--channel", default="awgn", choices=KINDS, help="(default: %(default)s)")
+    add("--cfo", type=arguments.finite_float, default=0.0, metavar="HZ", help="carrier frequency offset")
+    add("--orthogonal", default="fdm", choices=ORTHOGONAL_MODES, help="how streams share a burst (default: fdm)")
+    add("--models", default="embedded", metavar="PROFILE", help="embedded, foundation or a directory")
+    add("--inference", metavar="ADDRESS", help="an inference process that runs already, such as tcp://127.0.0.1:5555")
+    add("--keys", metavar="FILE", help="client.key for an inference process on another machine")
+    add("--timeout", type=arguments.finite_float, default=300.0, metavar="S", help="for one request (default: 300)")
+    add("--seed", type=arguments.seed, default=0, help="of noise, fading and diffusion (default: 0)")
+    add("--set", type=arguments.option, action="append", default=[], metavar="NAME=VALUE", help="system's option")
+    add("--out", type=Path, default=Path("out"), metavar="DIR", help="where the results go (default: out)")
+    return made
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command.
+
+    Returns:
+        The exit code: 0 on success and on an outage, 2 on bad usage or bad input, 1 on any other failure,
+        130 on Ctrl-C, 143 on SIGTERM.
+    """
+    args = parser().parse_args(argv)
+    signal.signal(signal.SIGTERM, _terminate)
+    try:
+        run(args)
+    except MultiscError as error:
+        print(f"run_flowgraph.py: {error}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print("run_flowgraph.py: interrupted", file=sys.stderr)
+        return 130
+    return 0
+
+
+def _terminate(number: int, frame: FrameType | None) -> None:
+    sys.exit(128 + number)
+
+
+def run(args: argparse.Namespace) -> None:
+    """Send the image and write the results.
+
+    Raises:
+        BadInputError: for a picture, an option or a number that cannot be used.
+        MultiscError: when the flowgraph or the inference process fails.
+    """
+    laps = Laps()
+    image, shown_path = _picture(args.image)
+    entry = get_entry(args.system)
+    config = PhyConfig(orthogonal=args.orthogonal)
+    best_db = max(args.snr.values())
+    chain = make_channel(args.channel, time_noise_variance(best_db), args.seed, SAMPLE_RATE, cfo_hz=args.cfo)
+    facts = {"seed": args.seed, "snr_db": best_db}
+    options = {name: facts[name] for name in entry.context} | arguments.options(args.set)
+    make_folder(args.out)
+    with ExitStack() as stack:
+        backend = _backend(args, entry.needs_models, stack, laps)
+        power_db = partial(_power_db, args.snr, best_db)
+        graph = loopback(backend, args.system, options, config, chain, power_db)
+        graph.send(image, image_id=args.seed)
+        graph.start()
+        try:
+            _wait(graph, "encode", graph.sent_symbols, args.timeout, laps)
+            _wait(graph, "transmit and receive", graph.received_bits, AIR_TIMEOUT_S, laps)
+            _wait(graph, "decode", graph.image, args.timeout, laps)
+        finally:
+            stack.close()  # ends a request under way, so that the blocks' threads can stop
+            graph.stop()
+            graph.wait()
+    with stage("report"):
+        asked_db = {name: arguments.snr_of(args.snr, name) for name in graph.sent_names()}
+        channel = ChannelInfo(
+            args.channel,
+            seed=args.seed,
+            snr_db=args.snr.get("") if len(args.snr) == 1 else None,
+            sample_rate_hz=SAMPLE_RATE,
+            cfo_hz=args.cfo,
+        )
+        about = {"system": args.system, "models": args.models, "options": options, "timings_s": laps.seconds}
+        about["files"] = outcome.files_of(graph)
+        result = outcome.collect(graph, image, shown_path, channel, config, asked_db, about)
+        outcome.write(args.out, result, graph, image)
+    print(outcome.summary(result, args.out))
+
+
+def _picture(path: str | None) -> tuple[NDArray[np.uint8], str]:
+    if path is not None:
+        return images.load_image(path), path
+    from skimage import data
+
+    return np.asarray(data.chelsea()), "scikit-image: chelsea"
+
+
+def _backend(args: argparse.Namespace, needs_models: bool, stack: ExitStack, laps: Laps) -> Backend:
+    if not needs_models:
+        return LocalSystems(args.models)
+    address = args.inference
+    if address is None:
+        with stage("start the inference process"):
+            process = stack.enter_context(OwnInferenceProcess(args.models, preload=(args.system,)))
+        address = process.address
+        laps.lap("start")
+    return stack.enter_context(InferenceClient(address, args.timeout, keys=args.keys))
+
+
+def _power_db(plan: dict[str, float], best_db: float, stream: str) -> float:
+    """Level of a stream that has its own SNR: the noise is one for all, set for the stream that has the best."""
+    return arguments.snr_of(plan, stream) - best_db
+
+
+def _wait(graph: loopback, name: str, end: collector, timeout_s: float, laps: Laps) -> None:
+    """Wait until a stage has ended or something failed.
+
+    Raises:
+        MultiscError: what failed first in any block, or that the time is over.
+    """
+    deadline = time.monotonic() + timeout_s
+    with stage(name):
+        while not (ended := end.done.wait(0.02)) and graph.faults.first is None and time.monotonic() < deadline:
+            pass
+    laps.lap(name)
+    if graph.faults.first is not None:
+        error = graph.faults.first
+        if isinstance(error, MultiscError):
+            raise error
+        raise MultiscError(f"a block of the flowgraph failed: {type(error).__name__}: {error}") from error
+    if not ended:
+        raise MultiscError(f"{name}: not finished after {timeout_s:g} s")
+
+
+class Laps:
+    """Seconds spent in each stage."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+        self._last = time.monotonic()
+
+    def lap(self, name: str) -> None:
+        """End a stage; the next one begins."""
+        now = time.monotonic()
+        self.seconds[name] = now - self._last
+        self._last = now

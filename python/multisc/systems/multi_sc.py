@@ -1,0 +1,223 @@
+"""Multi-SC (Algorithm 1 of the paper) and its ablation with one caption.
+
+Transmitter: the FCN cuts the main subject (eq. 1), LLaVA captions each block of the picture (eq. 2), each
+caption becomes a text embedding. Receiver: embeddings become text again (eq. 4), BART corrects it (eq. 5),
+IP-Adapter rebuilds the picture from the captions and the slice (eqs. 6 and 10).
+"""
+
+from __future__ import annotations
+
+import struct
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from multisc.codecs import pixels
+from multisc.codecs.quantise import Quantiser
+from multisc.codecs.text import TextCodec
+from multisc.errors import BadInputError
+from multisc.models.captioner import Captioner
+from multisc.models.corrector import Corrector
+from multisc.models.generator import Generator
+from multisc.models.profile import load_profile
+from multisc.models.segmenter import Segmenter
+from multisc.streams import DIGITAL_MODULATIONS, Encoded, ReceivedImage, ReceivedStream, Reconstruction, Stream
+from multisc.systems.base import Options, parse_options
+
+BLOCK_NAMES = {1: ("text",), 4: ("text-tl", "text-tr", "text-bl", "text-br")}
+
+
+@dataclass(frozen=True)
+class MultiScOptions:
+    """What can be chosen for one picture; validated when built.
+
+    Args:
+        slice_size: longest side of the transmitted slice in pixels, 8 to 255.
+        slice_bits: bits per colour sample, 1 to 8.
+        slice_modulation, text_modulation: digital modulation of the streams.
+        slice_code, text_code: "none" or a code of ``multisc.phy.fec``.
+        text_dimensions: coefficients per token, d of the projection, 1 to 255; 0 for what suits the model's table.
+        text_bits: bits per coefficient, 1 to 8.
+        ip_scale: weight lambda of the image prompt (eq. 10), 0 to 2.
+        steps: denoising steps, 1 to 200.
+        seed: seed of the diffusion, not negative.
+
+    Raises:
+        BadInputError: for a value outside its range.
+    """
+
+    slice_size: int = 64
+    slice_bits: int = 6
+    slice_modulation: str = "qpsk"
+    slice_code: str = "none"
+    text_dimensions: int = 0
+    text_bits: int = 1
+    text_modulation: str = "qpsk"
+    text_code: str = "none"
+    ip_scale: float = 1.0
+    steps: int = 20
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name, low, high in (
+            ("slice_size", 8, 255),
+            ("slice_bits", 1, 8),
+            ("text_dimensions", 0, 255),
+            ("text_bits", 1, 8),
+            ("ip_scale", 0, 2),
+            ("steps", 1, 200),
+            ("seed", 0, 2**63 - 1),
+        ):
+            if not low <= getattr(self, name) <= high:
+                raise BadInputError(f"option {name} is {getattr(self, name)}: must be {low} to {high}")
+        for name in ("slice_modulation", "text_modulation"):
+            if getattr(self, name) not in DIGITAL_MODULATIONS:
+                raise BadInputError(f"option {name}: must be one of {', '.join(DIGITAL_MODULATIONS)}")
+
+
+@dataclass(frozen=True)
+class SideInfo:
+    """What the receiver must know of the picture, in the protected header (16 bytes, big endian)."""
+
+    width: int
+    height: int
+    box: pixels.Box
+    slice_width: int
+    slice_height: int
+    blocks: int
+    text_dimensions: int
+
+    LAYOUT = struct.Struct(">HHHHHHBBBB")
+
+    def pack(self) -> bytes:
+        """Return the 16 bytes."""
+        return self.LAYOUT.pack(
+            self.width, self.height, *self.box, self.slice_width, self.slice_height, self.blocks, self.text_dimensions
+        )
+
+    @classmethod
+    def unpack(cls, data: bytes) -> SideInfo:
+        """Read the 16 bytes.
+
+        Raises:
+            BadInputError: when they are not 16 or say something impossible.
+        """
+        if len(data) != cls.LAYOUT.size:
+            raise BadInputError(f"side information of {len(data)} bytes: Multi-SC sends {cls.LAYOUT.size}")
+        width, height, x, y, w, h, slice_width, slice_height, blocks, dimensions = cls.LAYOUT.unpack(data)
+        fits = 0 < w <= width - x and 0 < h <= height - y
+        if not fits or not slice_width or not slice_height or blocks not in BLOCK_NAMES or not dimensions:
+            raise BadInputError("side information of Multi-SC contradicts itself")
+        return cls(width, height, (x, y, w, h), slice_width, slice_height, blocks, dimensions)
+
+
+def split(image: NDArray[np.uint8], blocks: int) -> list[NDArray[np.uint8]]:
+    """Divide a picture into its blocks: the whole, or quarters top left, top right, bottom left, bottom right.
+
+    Args:
+        image: uint8 of shape (H, W, 3).
+        blocks: 1 or 4.
+    """
+    if blocks == 1:
+        return [image]
+    middle_row, middle_column = image.shape[0] // 2, image.shape[1] // 2
+    halves = (image[:middle_row], image[middle_row:])
+    return [part for half in halves for part in (half[:, :middle_column], half[:, middle_column:])]
+
+
+class MultiSc:
+    """The system with four captions or with one.
+
+    Args:
+        name: its name on the command line.
+        blocks: number of captions, 1 or 4.
+        models: profile of the models (``multisc.models.profile``).
+
+    Raises:
+        ModelError: when a checkpoint cannot be loaded.
+    """
+
+    def __init__(self, name: str, blocks: int, models: str) -> None:
+        profile = load_profile(models)
+        self.name = name
+        self._blocks = blocks
+        self._segmenter = Segmenter.load(profile.fcn, profile.device)
+        self._captioner = Captioner.load(profile.llava, profile.device)
+        self._corrector = Corrector.load(profile.bart, profile.device)
+        self._generator = Generator.load(profile.stable_diffusion, profile.ip_adapter, profile.device)
+
+    def encode(self, image: NDArray[np.uint8], options: Options) -> Encoded:
+        """See ``System.encode``; the streams are the slice and the text embeddings in the order of the blocks."""
+        chosen = parse_options(MultiScOptions, options, self.name)
+        subject = self._segmenter.segment(image)
+        piece = pixels.crop(image, subject.box, chosen.slice_size)
+        token_ids = self._captioner.caption(split(image, self._blocks))
+        text_codec = self._text_codec(chosen.text_dimensions, chosen.text_bits)
+        streams = [
+            Stream(
+                "slice",
+                pixels.to_coefficients(piece),
+                chosen.slice_modulation,
+                chosen.slice_code,
+                Quantiser(chosen.slice_bits, 1.0),
+            )
+        ]
+        for name, ids in zip(BLOCK_NAMES[self._blocks], token_ids, strict=True):
+            coefficients = text_codec.coefficients(ids)
+            streams.append(Stream(name, coefficients, chosen.text_modulation, chosen.text_code, text_codec.quantiser))
+        height, width = image.shape[:2]
+        side_info = SideInfo(
+            width, height, subject.box, piece.shape[1], piece.shape[0], self._blocks, text_codec.dimensions
+        )
+        preview = {
+            "mask": np.where(subject.mask, 255, 0).astype(np.uint8),
+            "box": list(subject.box),
+            "label": subject.label,
+            "slice": piece,
+            "captions": [self._captioner.decode(ids) for ids in token_ids],
+        }
+        return Encoded(streams, side_info.pack(), preview)
+
+    def decode(self, received: ReceivedImage, options: Options) -> Reconstruction:
+        """See ``System.decode``; nothing can be shown only when no stream was delivered."""
+        chosen = parse_options(MultiScOptions, options, self.name)
+        side_info = SideInfo.unpack(received.side_info)
+        streams = {stream.name: stream for stream in received.streams if stream.delivered}
+        names = BLOCK_NAMES[side_info.blocks]
+        if not streams:
+            return Reconstruction(None, outage_reason="no stream of the picture was delivered")
+        text_codec = self._text_codec(side_info.text_dimensions, chosen.text_bits)
+        noisy = [self._read(text_codec, streams.get(name)) for name in names]
+        corrected = self._corrector.correct(noisy)
+        piece = None
+        preview = {}
+        if "slice" in streams:
+            size = (side_info.slice_width, side_info.slice_height)
+            piece = preview["slice"] = pixels.from_coefficients(streams["slice"].data, size)
+        image = self._generator.generate(
+            corrected,
+            subject=piece,
+            box=side_info.box,
+            size=(side_info.width, side_info.height),
+            ip_scale=chosen.ip_scale,
+            seed=chosen.seed,
+            steps=chosen.steps,
+        )
+        return Reconstruction(image, {"received": noisy, "corrected": corrected}, preview=preview)
+
+    def _text_codec(self, dimensions: int, bits: int) -> TextCodec:
+        return TextCodec(self._captioner.table, dimensions or None, bits)
+
+    def _read(self, codec: TextCodec, stream: ReceivedStream | None) -> str:
+        return "" if stream is None else self._captioner.decode(codec.tokens(stream.data))
+
+
+def multi_sc(models: str) -> MultiSc:
+    """Multi-SC with the picture in four blocks."""
+    return MultiSc("multi-sc", 4, models)
+
+
+def single_text(models: str) -> MultiSc:
+    """The paper's single-text ablation: one caption of the whole picture."""
+    return MultiSc("single-text", 1, models)

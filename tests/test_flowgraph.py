@@ -1,0 +1,145 @@
+"""Real GNU Radio flowgraphs with a system that needs no models."""
+
+from __future__ import annotations
+
+import threading
+import time
+
+import numpy as np
+import pytest
+
+pytest.importorskip("gnuradio", reason="GNU Radio is not installed")
+multisc_blocks = pytest.importorskip("gnuradio.multisc", reason="the blocks are not beside GNU Radio: make setup")
+
+from gnuradio.multisc import loopback, outcome  # noqa: E402
+
+from multisc.channel import make_channel  # noqa: E402
+from multisc.codecs.quantise import Quantiser  # noqa: E402
+from multisc.errors import LinkError  # noqa: E402
+from multisc.phy.config import PhyConfig  # noqa: E402
+from multisc.phy.units import time_noise_variance  # noqa: E402
+from multisc.streams import Encoded, ReceivedImage, Reconstruction, Stream  # noqa: E402
+
+pytestmark = pytest.mark.gnuradio
+IMAGE = np.arange(20 * 30 * 3, dtype=np.uint32).reshape(20, 30, 3).astype(np.uint8)
+
+
+class Echo:
+    """Sends given streams and keeps what comes back."""
+
+    def __init__(self, streams: list[Stream]) -> None:
+        self.streams = streams
+        self.received: ReceivedImage | None = None
+
+    def encode(self, system, image, options):
+        np.testing.assert_array_equal(image, IMAGE)
+        return Encoded(self.streams, b"side", {})
+
+    def decode(self, system, received, options):
+        assert system == "echo"
+        self.received = received
+        return Reconstruction(IMAGE)
+
+
+def run(backend, snr_db: float = 20.0, config: PhyConfig | None = None, seed: int = 0, **channel) -> loopback:
+    kind = channel.pop("kind", "awgn")
+    power_db = channel.pop("power_db", None)
+    chain = make_channel(kind, time_noise_variance(snr_db), seed, 2e6, **channel)
+    graph = loopback(backend, "echo", {}, config or PhyConfig(), chain, power_db)
+    graph.send(IMAGE, image_id=seed)
+    graph.start()
+    deadline = time.monotonic() + 60
+    while not graph.image.done.wait(0.01) and graph.faults.first is None:
+        assert time.monotonic() < deadline, "the flowgraph hangs"
+    graph.stop()
+    graph.wait()
+    return graph
+
+
+def mixed_streams(seed: int = 1) -> list[Stream]:
+    rng = np.random.default_rng(seed)
+    coefficients = rng.uniform(-1, 1, 4000).astype(np.float32)
+    return [
+        Stream("slice", coefficients, "qpsk", "none", Quantiser(6, 1.0)),
+        Stream("text", rng.integers(0, 2, 801).astype(np.uint8), "16qam"),
+        Stream("coded", rng.integers(0, 2, 3000).astype(np.uint8), "64qam", "nr:1/2"),
+        Stream("features", rng.normal(size=2001).astype(np.float32), "analog"),
+    ]
+
+
+@pytest.mark.parametrize("orthogonal", ["fdm", "tdm", "cdm"])
+def test_streams_of_every_kind_arrive(orthogonal: str) -> None:
+    backend = Echo(mixed_streams())
+    graph = run(backend, 30.0, PhyConfig(orthogonal=orthogonal))
+    assert graph.faults.first is None
+    assert backend.received is not None
+    assert backend.received.side_info == b"side"
+    slice_, text, coded, features = backend.received.streams
+    half_step = 1 / 2**6
+    assert np.abs(slice_.data - backend.streams[0].data).max() <= half_step * 1.01
+    np.testing.assert_array_equal(text.data, backend.streams[1].data)
+    np.testing.assert_array_equal(coded.data, backend.streams[2].data)
+    assert coded.crc_ok is True
+    assert text.crc_ok is None
+    error = np.mean((features.data - backend.streams[3].data) ** 2)
+    assert 10 * np.log10(1 / error) == pytest.approx(30.0, abs=1.0)
+
+
+@pytest.mark.parametrize("snr_db", [0.0, 10.0, 20.0])
+def test_the_channel_has_the_snr_that_was_asked_for(snr_db: float) -> None:
+    rng = np.random.default_rng(3)
+    backend = Echo([Stream("bits", rng.integers(0, 2, 80_000).astype(np.uint8))])
+    graph = run(backend, snr_db, seed=4)
+    (result,) = outcome.stream_results(graph, PhyConfig(), {"bits": snr_db})
+    assert result.snr_measured_db == pytest.approx(snr_db, abs=0.1)
+    assert result.snr_estimated_db == pytest.approx(snr_db, abs=0.5)
+
+
+def test_each_stream_can_have_its_own_snr() -> None:
+    rng = np.random.default_rng(5)
+    backend = Echo([Stream(name, rng.integers(0, 2, 20_000).astype(np.uint8)) for name in ("slice", "text")])
+    plan = {"slice": 0.0, "text": -7.0}
+    graph = run(backend, 10.0, power_db=plan.__getitem__)
+    first, second = outcome.stream_results(graph, PhyConfig(), {"slice": 10.0, "text": 3.0})
+    assert first.snr_measured_db == pytest.approx(10.0, abs=0.15)
+    assert second.snr_measured_db == pytest.approx(3.0, abs=0.15)
+    assert second.snr_estimated_db == pytest.approx(3.0, abs=0.6)
+    assert second.bit_errors > 100 * max(first.bit_errors, 1)
+
+
+def test_the_same_seed_gives_the_same_bits() -> None:
+    soft = []
+    for _ in range(3):
+        backend = Echo(mixed_streams())
+        run(backend, 3.0, seed=7, cfo_hz=900.0)
+        assert backend.received is not None
+        soft.append(np.concatenate([stream.llrs for stream in backend.received.streams]))
+    np.testing.assert_array_equal(soft[0], soft[1])
+    np.testing.assert_array_equal(soft[0], soft[2])
+
+
+def test_nothing_received_ends_the_run() -> None:
+    backend = Echo(mixed_streams())
+    graph = run(backend, -25.0)
+    assert backend.received is None
+    assert graph.decoder.reconstruction is None
+    assert graph.faults.first is None
+
+
+def test_a_failing_backend_ends_the_run_with_its_error() -> None:
+    class Dead:
+        def encode(self, system, image, options):
+            raise LinkError("the inference process died")
+
+    graph = run(Dead())
+    assert isinstance(graph.faults.first, LinkError)
+
+
+def test_a_failure_in_the_receiver_is_not_silent(monkeypatch) -> None:
+    def broken(self, samples):
+        raise ZeroDivisionError("in the receiver")
+
+    monkeypatch.setattr("multisc.phy.receiver.BurstReceiver.push", broken)
+    graph = run(Echo(mixed_streams()))
+    assert isinstance(graph.faults.first, ZeroDivisionError)
+    assert threading.active_count() < 20
