@@ -52,7 +52,7 @@ class loopback(gr.top_block):
         receiver: BurstReceiver | None = None,
     ) -> None:
         super().__init__("multisc_loopback")
-        self.faults = faults = Faults()
+        self.faults = faults = Faults(quiet=True)
         self.encoder = semantic_encoder(backend, system, options, faults)
         self.quantiser = quantiser(faults)
         self.modulator = modulator(power_db, faults)

@@ -23,9 +23,13 @@ class Faults:
     """The first exception of any block of a flowgraph, and an event that wakes whoever waits for the end.
 
     One object is shared by the blocks of a graph; without one each block has its own and only logs.
+
+    Args:
+        quiet: whether errors meant for the user are not logged, because the program reports the first itself.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, quiet: bool = False) -> None:
+        self._quiet = quiet
         self.first: Exception | None = None
         self.count = 0
         self.event = threading.Event()
@@ -33,9 +37,10 @@ class Faults:
 
     def add(self, error: Exception, where: str) -> None:
         """Record an exception that ended the work of the block ``where``, and log it there."""
-        # An error with an exit code is for the user, who gets its one line from the program.
         if not isinstance(error, MultiscError):
             gr.logger(where).error("".join(traceback.format_exception(error)))
+        elif not self._quiet:
+            gr.logger(where).error(str(error))
         with self._lock:
             self.count += 1
             self.first = self.first or error
