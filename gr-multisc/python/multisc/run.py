@@ -7,7 +7,7 @@ import signal
 import sys
 import time
 from collections.abc import Sequence
-from contextlib import ExitStack
+from dataclasses import fields
 from functools import partial
 from pathlib import Path
 from types import FrameType
@@ -16,29 +16,23 @@ import numpy as np
 from numpy.typing import NDArray
 
 from multisc import images
-from multisc.channel import KINDS, make_channel
-from multisc.cli import arguments
+from multisc.channel import ChannelConfig
+from multisc.cli import arguments, radio
 from multisc.errors import MultiscError
 from multisc.evaluation.console import stage
 from multisc.evaluation.result import ChannelInfo
 from multisc.files import make_folder
-from multisc.link.client import InferenceClient
-from multisc.link.process import OwnInferenceProcess
-from multisc.phy.config import ORTHOGONAL_MODES, PhyConfig
-from multisc.phy.units import time_noise_variance
-from multisc.systems.local import LocalSystems
+from multisc.link.backend import Backend
 from multisc.systems.registry import SYSTEMS, get_entry
 
 from . import outcome
 from .loopback import loopback
 from .message_block import collector
-from .semantic import Backend
 
 EXAMPLE = """example:
   .venv/bin/python run_flowgraph.py --image photo.jpg --snr 6 --out out/photo
   .venv/bin/python run_flowgraph.py --image photo.jpg --snr slice=10,text=3 --orthogonal cdm
 """
-SAMPLE_RATE = 2e6
 AIR_TIMEOUT_S = 120.0
 
 
@@ -48,25 +42,22 @@ def parser() -> argparse.ArgumentParser:
         prog="run_flowgraph.py", description=__doc__, epilog=EXAMPLE, formatter_class=argparse.RawTextHelpFormatter
     )
     add = made.add_argument
-    add("--image", metavar="PATH", help="picture to send; without it a photograph that ships with scikit-image")
-    add("--system", default="multi-sc", help=f"one of {', '.join(SYSTEMS)} (default: %(default)s)")
+    add("--image", metavar="PATH", help="picture to send; default: a photograph that ships with scikit-image")
+    add("--system", default="multi-sc", metavar="NAME", help=f"{', '.join(SYSTEMS)}; default: %(default)s")
     add(
         "--snr",
         type=arguments.snr,
         default={"": 10.0},
         metavar="DB",
-        help="Es/N0 per channel use, one number or by stream, such as slice=10,text=3 (default: 10)",
+        help="Es/N0 per channel use, one number or by stream, such as slice=10,text=3; default: 10",
     )
-    add("--channel", default="awgn", choices=KINDS, help="(default: %(default)s)")
-    add("--cfo", type=arguments.finite_float, default=0.0, metavar="HZ", help="carrier frequency offset")
-    add("--orthogonal", default="fdm", choices=ORTHOGONAL_MODES, help="how streams share a burst (default: fdm)")
-    add("--models", default="embedded", metavar="PROFILE", help="embedded, foundation or a directory")
-    add("--inference", metavar="ADDRESS", help="an inference process that runs already, such as tcp://127.0.0.1:5555")
-    add("--keys", metavar="FILE", help="client.key for an inference process on another machine")
-    add("--timeout", type=arguments.finite_float, default=300.0, metavar="S", help="for one request (default: 300)")
-    add("--seed", type=arguments.seed, default=0, help="of noise, fading and diffusion (default: 0)")
-    add("--set", type=arguments.option, action="append", default=[], metavar="NAME=VALUE", help="system's option")
-    add("--out", type=Path, default=Path("out"), metavar="DIR", help="where the results go (default: out)")
+    add("--seed", type=arguments.seed, default=0, metavar="N", help="of noise, fading and diffusion; default: 0")
+    add("--timeout", type=arguments.finite_float, default=300.0, metavar="S", help="of one request; default: 300")
+    add("--out", type=Path, default=Path("out"), metavar="DIR", help="where the results go; default: out")
+    radio.add_orthogonal(made)
+    radio.add_waveform(made)
+    radio.add_channel(made)
+    radio.add_inference(made)
     return made
 
 
@@ -104,16 +95,18 @@ def run(args: argparse.Namespace) -> None:
     laps = Laps()
     image, shown_path = _picture(args.image)
     entry = get_entry(args.system)
-    config = PhyConfig(orthogonal=args.orthogonal)
-    best_db = max(args.snr.values())
-    chain = make_channel(args.channel, time_noise_variance(best_db), args.seed, SAMPLE_RATE, cfo_hz=args.cfo)
-    facts = {"seed": args.seed, "snr_db": best_db}
-    options = {name: facts[name] for name in entry.context} | arguments.options(args.set)
+    config = radio.waveform(args, orthogonal=args.orthogonal)
+    strongest_db = radio.strongest_db(args.snr)
+    channel = radio.channel(args, strongest_db, config.amplitude)
+    facts = {"seed": args.seed, "snr_db": strongest_db}
+    options = {name: facts[name] for name in entry.context} | arguments.options(args.options)
     make_folder(args.out)
-    with ExitStack() as stack:
-        backend = _backend(args, entry.needs_models, stack, laps)
-        power_db = partial(_power_db, args.snr, best_db)
-        graph = loopback(backend, args.system, options, config, chain, power_db)
+    with Backend(args.inference, args.models, args.inference_keys, args.timeout) as backend:
+        with stage("load the models" if entry.needs_models else "prepare"):
+            backend.prepare(args.system)
+        laps.lap("prepare")
+        power_db = partial(radio.power_db, args.snr)
+        graph = loopback(backend, args.system, options, config, channel.build(), power_db)
         graph.send(image, image_id=args.seed)
         graph.start()
         try:
@@ -121,23 +114,31 @@ def run(args: argparse.Namespace) -> None:
             _wait(graph, "transmit and receive", graph.received_bits, AIR_TIMEOUT_S, laps)
             _wait(graph, "decode", graph.image, args.timeout, laps)
         finally:
-            stack.close()  # ends a request under way, so that the blocks' threads can stop
+            backend.close()  # ends a request under way, so that the blocks' threads can stop
             graph.stop()
             graph.wait()
     with stage("report"):
         asked_db = {name: arguments.snr_of(args.snr, name) for name in graph.sent_names()}
-        channel = ChannelInfo(
-            args.channel,
-            seed=args.seed,
-            snr_db=args.snr.get("") if len(args.snr) == 1 else None,
-            sample_rate_hz=SAMPLE_RATE,
-            cfo_hz=args.cfo,
-        )
         about = {"system": args.system, "models": args.models, "options": options, "timings_s": laps.seconds}
         about["files"] = outcome.files_of(graph)
-        result = outcome.collect(graph, image, shown_path, channel, config, asked_db, about)
+        result = outcome.collect(graph, image, shown_path, _channel_info(args, channel), config, asked_db, about)
         outcome.write(args.out, result, graph, image)
     print(outcome.summary(result, args.out))
+
+
+def _channel_info(args: argparse.Namespace, channel: ChannelConfig) -> ChannelInfo:
+    """What was asked for; of the further parameters those that differ from their defaults."""
+    known = ("kind", "noise_variance", "seed", "sample_rate", "cfo_hz")
+    others = {f.name: getattr(channel, f.name) for f in fields(channel) if f.name not in known}
+    usual = ChannelConfig()
+    return ChannelInfo(
+        channel.kind,
+        seed=args.seed,
+        snr_db=args.snr.get("") if len(args.snr) == 1 else None,
+        sample_rate_hz=channel.sample_rate,
+        cfo_hz=channel.cfo_hz,
+        parameters={name: value for name, value in others.items() if value != getattr(usual, name)},
+    )
 
 
 def _picture(path: str | None) -> tuple[NDArray[np.uint8], str]:
@@ -146,23 +147,6 @@ def _picture(path: str | None) -> tuple[NDArray[np.uint8], str]:
     from skimage import data
 
     return np.asarray(data.chelsea()), "scikit-image: chelsea"
-
-
-def _backend(args: argparse.Namespace, needs_models: bool, stack: ExitStack, laps: Laps) -> Backend:
-    if not needs_models:
-        return LocalSystems(args.models)
-    address = args.inference
-    if address is None:
-        with stage("start the inference process"):
-            process = stack.enter_context(OwnInferenceProcess(args.models, preload=(args.system,)))
-        address = process.address
-        laps.lap("start")
-    return stack.enter_context(InferenceClient(address, args.timeout, keys=args.keys))
-
-
-def _power_db(plan: dict[str, float], best_db: float, stream: str) -> float:
-    """Level of a stream that has its own SNR: the noise is one for all, set for the stream that has the best."""
-    return arguments.snr_of(plan, stream) - best_db
 
 
 def _wait(graph: loopback, name: str, end: collector, timeout_s: float, laps: Laps) -> None:

@@ -65,6 +65,19 @@ class Backend:
             return self._connect(system).decode(system, received, dict(options))
         return self._local(system).decode(received, options)
 
+    def prepare(self, system: str) -> None:
+        """Start what a system needs, so that its first request is as fast as the others.
+
+        Raises:
+            BadInputError: for an unknown system.
+            ModelError: when its models cannot be loaded.
+            LinkError: when the inference process does not start.
+        """
+        if get_entry(system).needs_models:
+            self._connect(system)
+        else:
+            self._local(system)
+
     def close(self) -> None:
         """End the connection and the own process, if there is one."""
         self._stack.close()
