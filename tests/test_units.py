@@ -6,7 +6,11 @@ import numpy as np
 import pytest
 
 from multisc.errors import BadInputError
-from multisc.phy import units
+from multisc.phy import modulation, units
+from multisc.phy.burst import BurstTransmitter, burst_uses
+from multisc.phy.config import PhyConfig
+from multisc.phy.transport import modulate
+from multisc.streams import Stream
 
 
 def test_eb_and_es_differ_by_information_bits_per_symbol():
@@ -21,6 +25,33 @@ def test_overhead_of_pilots_and_prefix():
     factor = units.overhead(176, 16, 256, 40)
     assert factor == pytest.approx(1.261364, abs=1e-6)
     assert units.ebn0_to_esn0_db(4.0, 2, 1.0, factor) == pytest.approx(4.0 + 3.0103 - 1.0084, abs=1e-4)
+
+
+def test_the_transmission_of_the_definitions_page():
+    """docs/definitions.md, "One transmission by hand"."""
+    config = PhyConfig(amplitude=0.25)
+    stream = modulate(Stream("bpg", np.zeros(8 * 8192, np.uint8), "16qam", "nr:1/2"))
+    assert stream.symbols.size == (8 * 8192 + 24 + 8 * 24) * 2 // 4 == 32_876
+    assert stream.symbols.size / (3 * 512 * 768) == pytest.approx(0.02787, abs=1e-5)
+    assert config.data_carriers == 176
+    bursts = BurstTransmitter(config).transmit(1, [stream])
+    assert [burst.size for burst in bursts] == [30_176, 30_176]
+    assert sum(burst_uses(config, burst) for burst in bursts) == 39_264
+    assert units.noise_variance(10.0) == pytest.approx(0.1)
+    assert units.time_noise_variance(10.0, 0.25) == pytest.approx(0.00625)
+    assert units.sample_snr_db(10.0, 192, 256) == pytest.approx(8.75, abs=1e-3)
+    assert units.esn0_to_ebn0_db(10.0, 4, 0.5) == pytest.approx(6.99, abs=1e-3)
+    overhead = units.overhead(176, 16, 256, 40)
+    assert units.esn0_to_ebn0_db(10.0, 4, 0.5, overhead) == pytest.approx(8.00, abs=3e-3)
+
+
+def test_the_symbol_of_the_definitions_page():
+    """docs/definitions.md, "One symbol by hand"."""
+    received = np.array([0.4 + 0.1j], np.complex64)
+    np.testing.assert_allclose(modulation.demap(received, 0.1, "16qam"), [5.111, 1.266, 2.947, 6.961], atol=6e-4)
+    assert modulation.demap(received, 0.1, "16qam", "maxlog")[[0, 2]] == pytest.approx([5.06, 2.94], abs=5e-3)
+    sent = modulation.map_bits(np.array([1, 0, 1, 1], np.uint8), "16qam")
+    assert sent[0] == pytest.approx((-3 + 3j) / np.sqrt(10))
 
 
 def test_db_and_linear_are_inverse():
