@@ -89,6 +89,7 @@ def test_a_picture_through_a_recording(tmp_path, picture, capsys):
     image = load_image(picture)
     assert list(results) == [str(zlib.crc32(image.tobytes()))]
     (result,) = results.values()
+    assert result.models == "none"
     assert (result.system, result.outage, result.image.width, result.image.height) == ("bpg-ldpc", False, 192, 160)
     assert result.channel.cfo_estimated_hz == pytest.approx(-3000, abs=60)
     assert f"{result.channel_uses} channel uses ({result.channel_uses_total} with overhead)" in said
@@ -117,6 +118,7 @@ def test_a_system_with_models_talks_to_the_inference_process(tmp_path, picture, 
         (result,) = results.values()
         assert (result.image.width, result.image.height) == (5, 4)  # what the test's handler shows
         assert result.text.received == ["slice", "bits"]
+        assert result.models == "embedded"  # as the server says
         assert main(["rx", str(out), "--out", str(tmp_path / "x"), *remote, "--set", "raise=model"]) == 1
         assert main(["rx", str(out), "--out", str(tmp_path / "x"), *remote, "--set", "raise=bad"]) == 2
         assert main(["tx", str(picture), "--out", str(tmp_path / "b.cf32"), *remote, "--snr", "slice=30"]) == 2

@@ -106,8 +106,10 @@ def test_nothing_is_left_of_a_failed_recording(tmp_path):
     writer.write(SAMPLES)
     writer.__exit__(ZeroDivisionError, ZeroDivisionError(), None)
     assert list(tmp_path.iterdir()) == []
-    with pytest.raises(MultiscError, match="cannot be written"):
+    with pytest.raises(BadInputError, match="no such directory"):
         RecordingWriter(tmp_path / "missing" / "a.cf32", 1e6)
+    with pytest.raises(MultiscError, match="cannot be written"):
+        RecordingWriter(tmp_path / ("long" * 80 + ".cf32"), 1e6)
     for bad in ("a.wav", "a"):
         with pytest.raises(BadInputError, match="ending"):
             RecordingWriter(tmp_path / bad, 1e6)

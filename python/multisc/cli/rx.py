@@ -230,7 +230,7 @@ class _Finisher:
         ]
         return Result(
             system=image.system,
-            models="" if self._args.streams_only else self._args.models,
+            models="none" if self._args.streams_only else self._backend.models_of(image.system),
             image=ImageInfo(None, width, height),
             channel=ChannelInfo(
                 "recording",
@@ -281,4 +281,4 @@ def _write_json(path: Path, data: dict[str, Any]) -> None:
 
 
 def _say(line: str) -> None:
-    print(f"multisc rx: {line}", file=sys.stderr)
+    tqdm.write(f"multisc rx: {line}", file=sys.stderr)  # which keeps clear of the progress bar

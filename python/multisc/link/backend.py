@@ -14,7 +14,7 @@ from multisc.link.client import InferenceClient
 from multisc.link.process import OwnInferenceProcess
 from multisc.streams import Encoded, ReceivedImage, Reconstruction
 from multisc.systems.base import Options, System
-from multisc.systems.registry import get_entry, get_system
+from multisc.systems.registry import SYSTEMS, get_entry, get_system
 
 
 class Backend:
@@ -44,6 +44,7 @@ class Backend:
     ) -> None:
         self._stack = ExitStack()
         self._models = models
+        self._own = inference is None
         self._timeout_s = timeout_s
         self._on_progress = on_progress
         self._systems: dict[str, System] = {}
@@ -77,6 +78,12 @@ class Backend:
             self._connect(system)
         else:
             self._local(system)
+
+    def models_of(self, system: str) -> str:
+        """Return the profile of the models that a system runs with; "none" for one without models."""
+        if system not in SYSTEMS or not get_entry(system).needs_models:
+            return "none"
+        return self._models if self._own else str(self._connect(system).status()["models"])
 
     def close(self) -> None:
         """End the connection and the own process, if there is one."""

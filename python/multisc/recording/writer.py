@@ -36,7 +36,8 @@ class RecordingWriter:
         clipped: real and imaginary parts that were beyond the full scale of an integer format.
 
     Raises:
-        BadInputError: for an ending or a format that is not known, or a sample rate outside its range.
+        BadInputError: for an ending or a format that is not known, a directory that is not there, or a sample rate
+            outside its range.
         MultiscError: when the file cannot be written.
     """
 
@@ -63,6 +64,8 @@ class RecordingWriter:
         if frequency is not None:
             self._capture["core:frequency"] = frequency
         self._annotations: list[dict[str, Any]] = []
+        if not self._data.parent.is_dir():
+            raise BadInputError(f"{printable(self._data)}: there is no such directory to write it into")
         self._digest = hashlib.sha512()
         self.count = 0
         self.clipped = 0
