@@ -31,6 +31,8 @@ class Worker:
     index: int
     identity: bytes
     process: subprocess.Popen[bytes]
+    directory: str
+    """Where the socket is by which it connects; removed once it has."""
     ready: bool = False
     connected: bool = False
     state: str = "starting"
@@ -92,14 +94,11 @@ class Pool:
         self._grace_s = call_off_grace_s
         self._devices = tuple(devices)
         self._log = log
-        self._directory = _private_directory()
-        self._address = f"ipc://{self._directory}/workers"
         self.socket = context.socket(zmq.ROUTER)
         self.socket.setsockopt(zmq.ROUTER_MANDATORY, 1)
         self.socket.setsockopt(zmq.LINGER, 0)
         self.socket.setsockopt(zmq.SNDHWM, 16)
         self.socket.setsockopt(zmq.RCVHWM, 16)
-        self.socket.bind(self._address)
         self.slots = [Slot() for _ in range(count)]
         self._threads = max(1, len(os.sched_getaffinity(0)) // count) if sys.platform == "linux" else None
 
@@ -152,6 +151,9 @@ class Pool:
             worker = self._find(identity.bytes)
             if worker is None:
                 continue
+            if not worker.connected:
+                # A connection outlives the socket's name: so no file stays behind, even if this process is killed.
+                shutil.rmtree(worker.directory, ignore_errors=True)
             worker.connected = True
             if tag.bytes == b"state":
                 worker.state, worker.detail = rest[0].bytes.decode(), rest[1].bytes.decode()
@@ -208,16 +210,17 @@ class Pool:
                 worker.process.kill()
                 worker.process.wait()
         for slot in self.slots:
-            slot.worker = None
+            self._remove(slot)
         self.socket.close()
-        shutil.rmtree(self._directory, ignore_errors=True)
 
     def _start(self, index: int) -> None:
         slot = self.slots[index]
         slot.generation += 1
         identity = f"worker-{index}-{slot.generation}"
+        directory = _private_directory()
+        self.socket.bind(_door(directory))
         settings = WorkerSettings(
-            address=self._address,
+            address=_door(directory),
             identity=identity,
             parent=os.getpid(),
             handler=self._handler,
@@ -238,7 +241,7 @@ class Pool:
             env=environment,
             process_group=0,  # Ctrl-C in a terminal reaches the server only
         )
-        slot.worker = Worker(index, identity.encode(), process)
+        slot.worker = Worker(index, identity.encode(), process, directory)
 
     def _failed(self, worker: Worker, code: str, message: str) -> None:
         """A worker could not load: fatal at the server's start, otherwise tried again later."""
@@ -246,12 +249,17 @@ class Pool:
         worker.process.kill()
         worker.process.wait()
         if slot.generation == 1:
-            slot.worker = None
             raise {"bad-input": BadInputError, "model": ModelError}.get(code, MultiscError)(message)
         self._bury(slot, f"worker {worker.index} cannot load: {message}")
 
+    def _remove(self, slot: Slot) -> None:
+        if slot.worker:
+            self.socket.unbind(_door(slot.worker.directory))
+            shutil.rmtree(slot.worker.directory, ignore_errors=True)
+            slot.worker = None
+
     def _bury(self, slot: Slot, reason: str) -> None:
-        slot.worker = None
+        self._remove(slot)
         slot.last_error = reason
         wait = min(LONGEST_BACKOFF_S, 2.0 ** (slot.failures_in_a_row - 1)) if slot.failures_in_a_row else 0.0
         slot.failures_in_a_row += 1
@@ -286,6 +294,10 @@ def child_environment() -> dict[str, str]:
     """Return the environment in which a child finds the same ``multisc`` as this process."""
     home = str(Path(multisc.__file__).parents[1])
     return {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, (home, os.environ.get("PYTHONPATH"))))}
+
+
+def _door(directory: str) -> str:
+    return f"ipc://{directory}/worker"
 
 
 def _private_directory() -> str:
