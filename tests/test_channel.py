@@ -207,6 +207,8 @@ def test_tdl_has_unit_mean_gain_across_the_occupied_band():
     gain = np.mean(np.abs(spectrum) ** 2, axis=0)
     band = np.abs(np.fft.fftfreq(length)) < 0.44
     assert np.abs(gain[band] - 1).max() < 5 / np.sqrt(draws)
+    for subcarrier in (1, 40, -96):  # and each is Rayleigh distributed
+        assert stats.kstest(np.abs(spectrum[:, subcarrier]) ** 2, "expon").pvalue > 1e-4
 
 
 @pytest.mark.parametrize("esn0_db", [0.0, 10.0, 20.0])
