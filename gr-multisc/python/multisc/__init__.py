@@ -2,6 +2,7 @@
 
 from .burst import burst_receiver, burst_transmitter
 from .channel import channel
+from .files import image_file_sink, image_source
 from .loopback import loopback
 from .message_block import Faults, collector
 from .modulator import demodulator, modulator
@@ -16,6 +17,8 @@ __all__ = [
     "collector",
     "demodulator",
     "dequantiser",
+    "image_file_sink",
+    "image_source",
     "loopback",
     "modulator",
     "quantiser",

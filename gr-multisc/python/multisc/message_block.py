@@ -77,6 +77,10 @@ class MessageBlock(gr.basic_block):
         """Publish a message at an output port."""
         self.message_port_pub(pmt.intern(port), message)
 
+    def log(self, line: str) -> None:
+        """Write a line to GNU Radio's log."""
+        gr.logger(self.alias()).info(line)
+
     def _guarded(self, port: str) -> Callable[[pmt.pmt_base], None]:
         def guarded(message: pmt.pmt_base) -> None:
             try:
