@@ -76,7 +76,7 @@ def add_channel(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--clip", type=finite_float, metavar="LEVEL", help="magnitude at which the amplifier limits")
     group.add_argument("--adc-bits", type=int, metavar="N", help="of the receiver's converter")
     group.add_argument(
-        "--adc-full-scale", type=finite_float, default=4.0, metavar="LEVEL", help="default: %(default)s"
+        "--adc-full-scale", type=finite_float, metavar="LEVEL", help="default: 4 times the transmitter's amplitude"
     )
 
 
@@ -112,7 +112,7 @@ def channel(
         dc_offset=args.dc_offset,
         clip=args.clip,
         adc_bits=args.adc_bits,
-        adc_full_scale=args.adc_full_scale,
+        adc_full_scale=4.0 * amplitude if args.adc_full_scale is None else args.adc_full_scale,
     )
 
 
