@@ -96,7 +96,7 @@ def principal_features(features: NDArray[np.uint8], components: int = COMPONENTS
     Returns:
         float16 of shape (N, components, 33, 33); each component has mean 0, the strongest one variance 1.
     """
-    sample = np.asarray(features[np.linspace(0, len(features) - 1, 600).astype(int)], np.float32)
+    sample = np.asarray(features[:: max(1, len(features) // 600)], np.float32)
     mean, std = sample.mean(axis=(0, 1, 2)), sample.std(axis=(0, 1, 2)) + 1e-3
     weight = np.concatenate([np.ones(320), np.full(21, np.sqrt(320 / 21))]) / std
     local = ((sample - mean) * weight).reshape(-1, GRID // 3, 3, GRID // 3, 3, CHANNELS).mean(axis=(2, 4))

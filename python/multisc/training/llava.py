@@ -25,7 +25,7 @@ from multisc.models.captioner import PAPER_QUERY, Captioner
 from multisc.training.captioning import measure, write_block_captions
 from multisc.training.data import CaptionData, load_caption_data, load_pixels
 from multisc.training.distil import distil, principal_features, teacher_features
-from multisc.training.loop import Schedule, fit
+from multisc.training.loop import TRAINING_ATTENTION, Schedule, fit
 from multisc.training.tokenizers import IMAGE_TOKEN, qwen2_tokenizer, train_bpe
 from multisc.training.views import WHOLE, pixel_values, random_view
 
@@ -50,6 +50,8 @@ class LlavaRecipe:
         batch: sentences or views a step while language model and tower are trained apart.
         caption_batch: captioned views a step while all is trained together.
         trained_rate: factor on the learning rate of what was trained before, in that last stage.
+        wrong_words: share of the words before that are blotted out in that stage: what cannot be guessed from
+            words must be seen.
         language, tower, captions: the stages.
     """
 
@@ -59,9 +61,10 @@ class LlavaRecipe:
     batch: int = 64
     caption_batch: int = 32
     trained_rate: float = 0.1
+    wrong_words: float = 0.2
     language: Schedule = field(default_factory=lambda: Schedule(steps=2500, learning_rate=3e-3, save_every=250))
-    tower: Schedule = field(default_factory=lambda: Schedule(steps=1700, learning_rate=1.5e-3))
-    captions: Schedule = field(default_factory=lambda: Schedule(steps=500, learning_rate=3e-3, save_every=50))
+    tower: Schedule = field(default_factory=lambda: Schedule(steps=8000, learning_rate=6e-4))
+    captions: Schedule = field(default_factory=lambda: Schedule(steps=600, learning_rate=3e-3, save_every=50))
 
 
 def make_tokenizer(sentences: list[str]) -> Qwen2Tokenizer:
@@ -105,7 +108,9 @@ def make_model(tokenizer: Qwen2Tokenizer, recipe: LlavaRecipe) -> LlavaForCondit
         image_seq_length=(recipe.image_size // recipe.patch_size) ** 2,
         tie_word_embeddings=True,
     )
-    return LlavaForConditionalGeneration(config)
+    model = LlavaForConditionalGeneration(config)
+    model.set_attn_implementation(TRAINING_ATTENTION)
+    return model
 
 
 def encode_captions(tokenizer: Qwen2Tokenizer, sentences: list[str], start: str = "\n") -> list[NDArray[np.int64]]:
@@ -198,10 +203,12 @@ def train_captions(
     )
     sentences = encode_captions(tokenizer, list(data.sentences))
 
-    def nll(pixels: Tensor, chosen: list[NDArray[np.int64]]) -> Tensor:
-        """Cross-entropy of captions, one a picture, given the pictures."""
+    def nll(pixels: Tensor, chosen: list[NDArray[np.int64]], wrong: float = 0.0) -> Tensor:
+        """Cross-entropy of captions, one a picture, given the pictures and the words before, some of them wrong."""
         ids = pad([np.concatenate([prompt, caption]) for caption in chosen], tokenizer.eos_token_id)
         labels = pad(chosen, -100)
+        said = ids[:, len(prompt) :]
+        said[torch.rand(said.shape) < wrong] = tokenizer.eos_token_id
         with torch.autocast("cpu", torch.bfloat16):
             hidden = model.model(input_ids=ids[:, :-1], pixel_values=pixels).last_hidden_state
             logits = model.lm_head(hidden[:, len(prompt) - 1 :])
@@ -218,7 +225,7 @@ def train_captions(
         chosen = rng.choice(usable, recipe.caption_batch, replace=False)
         views = [random_view(rng, 0.5) for _ in chosen]
         pixels = pixel_values([images[i] for i in chosen], views, recipe.image_size)
-        value = nll(pixels, [captions[i][rng.integers(len(captions[i]))] for i in chosen])
+        value = nll(pixels, [captions[i][rng.integers(len(captions[i]))] for i in chosen], recipe.wrong_words)
         # Sentences without pictures keep the language from narrowing to that of 900 photographs.
         others = [sentences[i] for i in rng.integers(len(sentences), size=recipe.caption_batch)]
         return value + 0.3 * language_nll(others)
