@@ -87,7 +87,7 @@ def test_the_models_are_loaded_before_it_is_ready(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("settings", "cls", "message"),
     [
-        ({"preload": ("no-model",)}, errors.MultiscError, "cannot start: checkpoint x: tokenizer.json is missing"),
+        ({"preload": ("no-model",)}, errors.ModelError, "cannot start: checkpoint x: tokenizer.json is missing"),
         ({"preload": ("no-system",)}, errors.BadInputError, "system 'no-system': must be one of echo"),
         ({"preload": ("crash",)}, errors.MultiscError, "killed by SIGSEGV"),
         ({"workers": 0}, errors.BadInputError, "workers 0: must be 1 to 64"),

@@ -16,7 +16,7 @@ import signal
 from pathlib import Path
 from typing import Any
 
-from multisc.errors import BadInputError
+from multisc.errors import BadInputError, MultiscError
 from multisc.link.address import DEFAULT_ADDRESS
 from multisc.link.client import InferenceClient
 from multisc.link.handler import SYSTEMS
@@ -116,7 +116,12 @@ def _serve(args: argparse.Namespace) -> int:
         if parent is not None:
             parent.tell(event, detail)
 
-    server.run(notify)
+    try:
+        server.run(notify)
+    except MultiscError as error:
+        if parent is not None:
+            parent.tell("failed", type(error).__name__)
+        raise
     return 0
 
 

@@ -20,7 +20,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import IO
 
-from multisc.errors import BadInputError, LinkError, MultiscError
+from multisc.errors import BadInputError, LinkError, ModelError, MultiscError
 from multisc.link.pool import child_environment, describe_exit
 from multisc.link.wire import one_line
 
@@ -158,6 +158,7 @@ class OwnInferenceProcess:
     def _await_ready(self, lifeline: socket.socket) -> str:
         deadline = time.monotonic() + self._start_timeout_s
         received = b""
+        failure = ""
         while True:
             left = deadline - time.monotonic()
             if left <= 0:
@@ -168,15 +169,18 @@ class OwnInferenceProcess:
                 continue
             chunk = lifeline.recv(4096)
             if not chunk:
-                raise self._death()
+                raise self._death(failure)
             *lines, received = (received + chunk).split(b"\n")
             for line in lines:
                 event, detail = json.loads(line)
                 if event == "ready":
                     return detail
-                self._on_progress(detail)
+                if event == "failed":
+                    failure = detail
+                else:
+                    self._on_progress(detail)
 
-    def _death(self) -> MultiscError:
+    def _death(self, failure: str) -> MultiscError:
         assert self._process is not None
         try:
             code = self._process.wait(STOP_TIMEOUT_S)
@@ -187,7 +191,8 @@ class OwnInferenceProcess:
         if code == BadInputError.exit_code and own:
             return BadInputError(own[-1])
         if code == MultiscError.exit_code and own:
-            return MultiscError(f"the inference process cannot start: {own[-1]}")
+            kind = ModelError if failure == ModelError.__name__ else MultiscError
+            return kind(f"the inference process cannot start: {own[-1]}")
         return LinkError(f"the inference process ended ({describe_exit(code)}) while starting: {self._last_words()}")
 
     def _last_words(self) -> str:
@@ -216,7 +221,7 @@ class Parent:
         threading.Thread(target=self._wait, args=(on_gone,), name="parent", daemon=True).start()
 
     def tell(self, event: str, detail: str) -> None:
-        """Report ("loading", what) or ("ready", address)."""
+        """Report ("loading", what), ("ready", address) or ("failed", name of the error's class)."""
         try:
             self._lifeline.sendall(json.dumps([event, detail]).encode() + b"\n")
         except (BrokenPipeError, ConnectionResetError):
