@@ -67,33 +67,32 @@ class NrLdpcBlock:
         # Clause 5.4.2.2 writes row by row into Qm rows and reads column by column.
         self._selected = selected.reshape(bits_per_symbol, -1).T.ravel()
 
-        # An extension check whose own parity bits are not sent tells nothing, and a column of fillers binds nothing.
-        sent = np.unique(selected // z)
-        extension = [r for r in range(CORE_ROWS, base.rows) if systematic + r in sent]
-        rows = [*range(CORE_ROWS), *extension]
-        filled = -(-k // z)
-        columns = [*range(filled), *range(systematic, systematic + CORE_ROWS), *(systematic + r for r in extension)]
         lifted = base.lift(z)
-        last = max(rows) + 1
+        last = max(systematic + CORE_ROWS, int(selected.max()) // z + 1) - systematic
         self._encoder = Encoder(lifted.select(range(last), range(systematic + last)), systematic)
 
+        # What the decoder need not see: columns of fillers, which bind nothing; extension checks whose own parity
+        # bits are not sent, which tell nothing; and those that check nothing but fillers.
+        filled = -(-k // z)
+        informative = np.unique(base.elements[base.elements[:, 1] < filled, 0])
+        parity = np.arange(CORE_ROWS) + systematic
+        checked = np.unique(base.elements[np.isin(base.elements[:, 1], parity), 0])
+        sent = np.unique(selected // z) - systematic
+        extension = [r for r in range(CORE_ROWS, last) if r in sent and (r in informative or r in checked)]
+        columns = [*range(filled), *parity, *(systematic + r for r in extension)]
         position = np.full(base.columns * z, -1)
-        used = (np.array(columns)[:, None] * z + np.arange(z)).ravel()
-        position[used] = np.arange(used.size)
-        source = np.full(used.size, PUNCTURED, np.int32)
-        source[k : filled * z] = KNOWN_ZERO
-        self._first = position[selected[: min(n, buffer - int(filler.sum()))]]
+        position[(np.array(columns)[:, None] * z + np.arange(z)).ravel()] = np.arange(len(columns) * z)
+
         # Repeated bits are added up first; each distinct bit then has one received value.
-        distinct = self._first.size
-        order = np.resize(np.arange(distinct), n).reshape(bits_per_symbol, -1).T.ravel()
-        self._combine: NDArray[np.intp] | None = None
-        if n == distinct:
-            source[position[self._selected]] = np.arange(n)
-        else:
-            source[self._first] = np.arange(distinct)
-            self._combine = order
-        self._distinct = distinct
-        self._decoder = Decoder(lifted.select(rows, columns), source, k)
+        self._distinct = distinct = min(n, bits.size - int(filler.sum()))
+        index = np.resize(np.arange(distinct), n).reshape(bits_per_symbol, -1).T.ravel()
+        self._combine = index if n > distinct else None
+        received = np.argsort(index) if n == distinct else np.arange(distinct)
+        place = position[selected[:distinct]]
+        source = np.full(len(columns) * z, PUNCTURED, np.int32)
+        source[k : filled * z] = KNOWN_ZERO
+        source[place[place >= 0]] = received[place >= 0]
+        self._decoder = Decoder(lifted.select([*range(CORE_ROWS), *extension], columns), source, k)
 
     def _start(self, buffer: int) -> int:
         """k0 of Table 5.4.2.1-2 with Ncb = N."""
