@@ -118,6 +118,17 @@ def test_the_same_seed_gives_the_same_bits() -> None:
     np.testing.assert_array_equal(soft[0], soft[2])
 
 
+@pytest.mark.parametrize("clock_ppm", [-20.0, 20.0])
+def test_a_clock_offset_is_followed(clock_ppm: float) -> None:
+    rng = np.random.default_rng(6)
+    backend = Echo([Stream("bits", rng.integers(0, 2, 60_000).astype(np.uint8), "16qam", "nr:1/2")])
+    graph = run(backend, 15.0, seed=8, clock_ppm=clock_ppm)
+    assert graph.faults.first is None
+    (result,) = outcome.stream_results(graph, PhyConfig(), {"bits": 15.0})
+    assert result.crc_ok is True
+    assert result.snr_measured_db == pytest.approx(15.0, abs=0.15)
+
+
 def test_nothing_received_ends_the_run() -> None:
     backend = Echo(mixed_streams())
     graph = run(backend, -25.0)

@@ -23,7 +23,7 @@ def test_every_description_loads_and_names_a_block_that_exists() -> None:
     from gnuradio.grc.core.platform import Platform
 
     platform = Platform(name="test", prefs=gr.prefs(), version=gr.version(), version_parts=("3", "10", "0"))
-    platform.build_library([str(BLOCKS)])
+    platform.build_library([str(BLOCKS), *gr.prefs().get_string("grc", "global_blocks_path", "").split(":")])
     described = sorted(path.name.removesuffix(".block.yml") for path in BLOCKS.glob("*.block.yml"))
     assert sorted(name for name in platform.blocks if name.startswith("multisc_")) == described
     for name in described:

@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import numpy as np
+import pmt
 from gnuradio import gr
 
 from multisc.channel import Awgn, Chain
 from multisc.errors import BadInputError
 from multisc.phy.units import db
 
+from .burst import END_TAG
 from .message_block import Faults, guarded_work
 
+ROOM = 256  # a clock offset makes a few samples more of what comes in
 
-class channel(gr.sync_block):
+
+class channel(gr.basic_block):
     """Complex samples through a chain of impairments and calibrated white noise, measured on the way.
+
+    A clock offset changes the number of samples; the tag ``end`` moves to the last sample that comes out.
 
     Args:
         chain: what ``multisc.channel.make_channel`` returns; one of its stages is ``Awgn``.
@@ -24,7 +30,9 @@ class channel(gr.sync_block):
     """
 
     def __init__(self, chain: Chain, faults: Faults | None = None) -> None:
-        gr.sync_block.__init__(self, "multisc_channel", in_sig=[np.complex64], out_sig=[np.complex64])
+        gr.basic_block.__init__(self, "multisc_channel", in_sig=[np.complex64], out_sig=[np.complex64])
+        self.set_tag_propagation_policy(gr.TPP_DONT)
+        self.set_min_noutput_items(2 * ROOM)
         self.faults = faults or Faults()
         noise = [index for index, stage in enumerate(chain.stages) if isinstance(stage, Awgn)]
         if len(noise) != 1:
@@ -37,18 +45,29 @@ class channel(gr.sync_block):
         self._noise_energy = 0.0
         self._samples = 0
 
+    def forecast(self, outputs: int, inputs: int) -> list[int]:
+        """Any input is enough."""
+        return [1] * inputs
+
     @guarded_work
-    def work(self, input_items: list, output_items: list) -> int:
-        """Process what the scheduler gives."""
-        sent = input_items[0]
+    def general_work(self, input_items: list, output_items: list) -> int:
+        """Process as much as there is room for."""
+        sent = input_items[0][: output_items[0].size - ROOM]
+        ends = self.get_tags_in_window(0, 0, sent.size, END_TAG)
         arrived = self._before.process(sent)
+        if ends:
+            arrived = np.concatenate([arrived, self._before.finish()])[: output_items[0].size]
         noisy = self._noise.process(arrived)
-        output_items[0][:] = self._after.process(noisy)
+        received = self._after.process(noisy)
+        output_items[0][: received.size] = received
         self._sent += _energy(sent)
         self._arrived += _energy(arrived)
         self._noise_energy += _energy(noisy - arrived)
-        self._samples += sent.size
-        return sent.size
+        self._samples += arrived.size
+        if ends:
+            self.add_item_tag(0, self.nitems_written(0) + received.size - 1, END_TAG, pmt.PMT_T)
+        self.consume(0, sent.size)
+        return received.size
 
     def snr_db(self, symbol_energy: float) -> float:
         """Measured Es/N0 per channel use.

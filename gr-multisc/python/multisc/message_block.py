@@ -93,10 +93,10 @@ class MessageBlock(gr.basic_block):
 
 
 def guarded_work(work: Callable) -> Callable:
-    """Decorate ``work`` of a stream block that has ``faults``: an exception is recorded and ends the block."""
+    """Decorate the work function of a block that has ``faults``: an exception is recorded and ends the block."""
 
     @wraps(work)
-    def guarded(self: gr.sync_block, input_items: list, output_items: list) -> int:
+    def guarded(self: gr.basic_block, input_items: list, output_items: list) -> int:
         try:
             return work(self, input_items, output_items)
         except Exception as error:
