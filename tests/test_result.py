@@ -3,6 +3,7 @@
 import json
 import math
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -219,3 +220,12 @@ def test_any_edit_gives_a_result_or_bad_input(data):
 def test_write_into_a_missing_directory(tmp_path):
     with pytest.raises(MultiscError, match="cannot be written"):
         example().write(tmp_path / "none" / "result.json")
+
+
+def test_documentation_names_every_field_and_its_example_is_valid():
+    text = (Path(__file__).parents[1] / "docs" / "result.md").read_text(encoding="utf-8")
+    data = json.loads(text.split("```json")[1].split("```")[0])
+    assert Result.from_dict(data).to_dict() == data
+    shown = example().to_dict()
+    for name in (*shown, *shown["image"], *shown["channel"], *shown["streams"][0], *shown["text"]):
+        assert f"`{name}`" in text
