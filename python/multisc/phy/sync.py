@@ -64,13 +64,23 @@ def _metric(x, count, lag, signs, metric, real, imaginary):  # type: ignore[no-u
         mean_imaginary += x[m].imag
     mean_real /= size
     mean_imaginary /= size
+    # All is brought to about unit power first: the fourth powers below would leave single precision's range.
     offset_real = np.float32(mean_real)
     offset_imaginary = np.float32(mean_imaginary)
     a = np.empty(size, np.float32)
     b = np.empty(size, np.float32)
+    total = 0.0
     for m in range(size):
         a[m] = x[m].real - offset_real
         b[m] = x[m].imag - offset_imaginary
+        total += float(a[m]) * float(a[m]) + float(b[m]) * float(b[m])
+    if total == 0.0:
+        metric[:] = np.float32(0.0)
+        return
+    unit = np.sqrt(size / total)
+    for m in range(size):
+        a[m] *= np.float32(unit)
+        b[m] *= np.float32(unit)
 
     # Sums over one block of the products with the block that follows.
     sums = size - 2 * lag
@@ -116,8 +126,8 @@ def _metric(x, count, lag, signs, metric, real, imaginary):  # type: ignore[no-u
         largest = max(largest, energy)
         energy += float(power[n + short]) - float(power[n])
     # Rounding leaves some energy in a constant or behind a strong signal: too little to be a burst.
-    constant = short * (mean_real * mean_real + mean_imaginary * mean_imaginary)
-    floor = np.float32(_ENERGY_FLOOR * (largest + constant) + 1e-37)
+    constant = short * (mean_real * mean_real + mean_imaginary * mean_imaginary) * (unit * unit)
+    floor = np.float32(_ENERGY_FLOOR * (largest + constant))
     scale = np.float32((blocks + 1) / blocks)
     for n in range(count):
         size_of_p = np.sqrt(real[n] * real[n] + imaginary[n] * imaginary[n])
@@ -207,7 +217,9 @@ class FineTiming:
         self._lags = 2 * _SEARCH + config.cyclic_prefix
         self._size = scipy.fft.next_fast_len(self._preamble.length + self._lags)
         self._reference = np.conj(scipy.fft.fft(self._preamble.samples, self._size))
-        self.after = self._preamble.length + self._lags
+        # The window may yet be moved by a prefix and a half after the first guess.
+        self._reach = self._preamble.length + self._lags + 2 * config.cyclic_prefix
+        self.after = self._reach - _SEARCH
         carriers = grid_of(config).carriers
         taper = np.cos(np.pi * carriers / (config.occupied + 2)) ** 2
         self._impulse = np.zeros(config.fft_size, np.complex128)
@@ -227,7 +239,7 @@ class FineTiming:
         """
         n = self._config.fft_size
         first = detection.start - _SEARCH - origin
-        window = samples[first : first + self._preamble.length + self._lags].astype(np.complex128)
+        window = samples[first : first + self._reach].astype(np.complex128)
         turn = np.exp(-2j * np.pi * detection.cfo / n * np.arange(window.size))
         turned = (window - window.mean()) * turn
         response = scipy.fft.ifft(scipy.fft.fft(turned, self._size) * self._reference)[: self._lags]
