@@ -1,0 +1,67 @@
+"""What the tests of the physical layer share: streams with known bits, a plain channel, a receiver's run."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from multisc.phy import modulation
+from multisc.phy.burst import BurstTransmitter
+from multisc.phy.config import PhyConfig
+from multisc.phy.receiver import BurstReceiver, ReceivedBurst
+from multisc.phy.transport import ModulatedStream, modulate
+from multisc.streams import Stream
+
+
+def make_streams(
+    rng: np.random.Generator, sizes: list[int], name: str = "qpsk", power_db: list[float] | None = None
+) -> list[ModulatedStream]:
+    """Uncoded streams of so many symbols of random bits."""
+    width = modulation.bits_per_symbol(name)
+    powers = power_db or [0.0] * len(sizes)
+    return [
+        modulate(Stream(f"s{i}", rng.integers(0, 2, n * width).astype(np.uint8), name), power)
+        for i, (n, power) in enumerate(zip(sizes, powers, strict=True))
+    ]
+
+
+def noisy(
+    rng: np.random.Generator, samples: NDArray, snr_db: float, cfo: float = 0.0, fft_size: int = 256
+) -> NDArray[np.complex64]:
+    """A carrier offset in subcarriers and noise of the variance that gives Es/N0 on the subcarriers."""
+    turned = samples * np.exp(2j * np.pi * (cfo / fft_size * np.arange(samples.size) + rng.random()))
+    noise = rng.standard_normal(samples.size) + 1j * rng.standard_normal(samples.size)
+    return (turned + np.sqrt(0.5 * 10.0 ** (-snr_db / 10.0)) * noise).astype(np.complex64)
+
+
+def silence(count: int) -> NDArray[np.complex64]:
+    return np.zeros(count, np.complex64)
+
+
+def receive(samples: NDArray, config: PhyConfig) -> tuple[list[ReceivedBurst], BurstReceiver]:
+    receiver = BurstReceiver(config)
+    return receiver.push(np.asarray(samples, np.complex64)) + receiver.flush(), receiver
+
+
+def one_burst(
+    config: PhyConfig, streams: list[ModulatedStream], image_id: int = 1, system: str = "multi-sc"
+) -> NDArray[np.complex64]:
+    (burst,) = BurstTransmitter(config).transmit(image_id, streams, b"side", system)
+    return burst
+
+
+def error_ratio(burst: ReceivedBurst, streams: list[ModulatedStream]) -> float:
+    """Mean squared error of all symbols of a burst over the noise variance the receiver states."""
+    errors = []
+    for segment, stream in zip(burst.segments, streams, strict=True):
+        sent = stream.symbols[segment.offset :: segment.stride]
+        errors.append(np.abs(segment.symbols - sent) ** 2 / segment.noise_variance)
+    return float(np.mean(np.concatenate(errors)))
+
+
+def mean_error(burst: ReceivedBurst, streams: list[ModulatedStream]) -> float:
+    """Mean squared error of all symbols of a burst."""
+    pairs = zip(burst.segments, streams, strict=True)
+    return float(
+        np.mean(np.concatenate([np.abs(s.symbols - t.symbols[s.offset :: s.stride]) ** 2 for s, t in pairs]))
+    )
