@@ -51,7 +51,7 @@ class ChannelSmoother:
         self._basis = np.ascontiguousarray(basis[:, keep].T.astype(np.complex64))
         self._values = values[keep]  # they sum to the number of subcarriers: mean power 1 per subcarrier
 
-    def smooth(self, raw: NDArray[np.complex64], noise: float) -> tuple[NDArray[np.complex64], float]:
+    def smooth(self, raw: NDArray[np.complex64], noise: float) -> NDArray[np.complex64]:
         """Smooth a raw estimate.
 
         Args:
@@ -59,12 +59,11 @@ class ChannelSmoother:
             noise: variance of its error per subcarrier.
 
         Returns:
-            The smoothed estimate, complex64 (occupied,), and the degrees of freedom it took from the data.
+            complex64 (occupied,).
         """
         power = float(np.mean(raw.real**2 + raw.imag**2)) - noise
         ratio = noise / max(power, 1e-3 * noise, 1e-30)
-        weight = self._values / (self._values + ratio)
-        return _project(self._basis, weight, raw), float(weight.sum())
+        return _project(self._basis, self._values / (self._values + ratio), raw)
 
 
 @lru_cache(maxsize=8)

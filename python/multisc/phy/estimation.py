@@ -77,10 +77,11 @@ class BurstEstimator:
         self.model = np.zeros(4)
         self.observations = 2.0 * float(np.mean(sent.real**2 + sent.imag**2))
         self._least = max(_LEAST_NOISE * float(np.mean(training.real**2 + training.imag**2)), 1e-30)
-        self._noise_count = sent.size
+        self._noise_count = float(sent.size)
         self.noise = max(0.5 * _mean_power(training[0] - training[1]), self._least)
         self._raw = ((training[0] + training[1]) / (2.0 * sent)).astype(np.complex64)
-        self.channel, self._freedom = self._smoother.smooth(self._raw, self.noise / self.observations)
+        self.channel = self._smoother.smooth(self._raw, self.noise / self.observations)
+        self._heard_noise = self.noise
 
     def times(self, count: int) -> NDArray[np.float64]:
         """Times of the first ``count`` symbols in the drift model: float64 (count,)."""
@@ -90,9 +91,10 @@ class BurstEstimator:
 
     @property
     def snr(self) -> float:
-        """Es/N0 per channel use, linear: mean power of the channel over the noise, freed from its own noise."""
-        bias = self.noise * self._freedom / (self.observations * self._config.occupied)
-        return max(_mean_power(self.channel) - bias, 1e-3 * self.noise) / self.noise
+        """Es/N0 per channel use, linear: mean power of the channel, less its noise, over the noise heard."""
+        # Smoothing draws a noisy estimate towards zero; the power is that of the raw one, which is unbiased.
+        power = _mean_power(self._raw) - self.noise / self.observations
+        return max(power, 1e-3 * self._heard_noise) / self._heard_noise
 
     def read_header(self, grid: NDArray[np.complex64]) -> tuple[NDArray[np.complex64], NDArray[np.float32]]:
         """Equalise the burst's first symbols, before the header is known.
@@ -131,8 +133,11 @@ class BurstEstimator:
         steps = len(grid) - 1
         worth = steps * self._config.occupied * 2 / 3
         noise = 0.5 * _mean_power(heard[1:] - heard[:-1]) if steps else self.noise
-        self.noise = max((self._noise_count * self.noise + worth * noise) / (self._noise_count + worth), self._least)
-        self.channel, self._freedom = self._smoother.smooth(self._raw, self.noise / self.observations)
+        count = self._noise_count + worth
+        self.noise = max((self._noise_count * self.noise + worth * noise) / count, self._least)
+        self._noise_count = count
+        self._heard_noise = self.noise
+        self.channel = self._smoother.smooth(self._raw, self.noise / self.observations)
 
     def equalise(
         self, grid: NDArray[np.complex64], first: int
@@ -162,7 +167,10 @@ class BurstEstimator:
         error = (heard - expected)[first:]
         error = (error.real**2 + error.imag**2) / (1.0 - taken)
         power = np.maximum(expected[first:].real ** 2 + expected[first:].imag ** 2, 1e-35)
-        evm = float(np.sqrt(np.mean(error) / np.mean(power)))
+        mean = float(np.mean(error, dtype=np.float64))
+        evm = float(np.sqrt(mean / np.mean(power)))
+        count = self._noise_count + error.size
+        self._heard_noise = max((self._noise_count * self.noise + error.size * mean) / count, self._least)
         payload = grid[first:]
         noise = self._noise_profile(error)
         symbols, variance = self._apply(payload, first, channel, knots - first, phase[first:], slope[first:], noise)

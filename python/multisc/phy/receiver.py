@@ -253,7 +253,7 @@ class BurstReceiver:
         if opened.header is None:
             assert opened.control is not None
             symbols = self._codec.symbols(opened.control.description_bytes)
-            if opened.first_symbol + symbols * step > end:
+            if opened.first_symbol + (symbols - 1) * step + self.config.fft_size > end:
                 if final:
                     self.counters.truncated += 1
                 return final, None
