@@ -153,6 +153,17 @@ def bleu(answers: Sequence[str], sent: Sequence[str]) -> float:
     return sacrebleu.corpus_bleu(list(answers), [list(sent)]).score / 100.0
 
 
+def choose_margin(corrector: Corrector, clean: Sequence[str], allowed: float = 0.002) -> float:
+    """Return the least margin, in nats, at which at most the share ``allowed`` of clean sentences is changed."""
+    corrector.margin = -math.inf
+    changed = [
+        (text, answer) for text, answer in zip(clean, corrector.correct(list(clean)), strict=True) if text != answer
+    ]
+    gains = sorted((corrector.gains([text], [answer])[0] for text, answer in changed), reverse=True)
+    spared = int(allowed * len(clean))
+    return max(0.0, gains[spared] + 0.01) if len(gains) > spared else 0.0
+
+
 def measure(
     corrector: Corrector, channel: NoisyCaptions, held_out: Sequence[str], seed: int
 ) -> list[dict[str, float]]:
@@ -196,6 +207,7 @@ def train(data: Path, work: Path, llava: Path, output: Path, recipe: BartRecipe 
     log = train_bart(
         model, tokenizer, channel, captions.training_sentences, captions.held_out_sentences, recipe, work
     )
+    model.config.correction_margin = choose_margin(Corrector(model, tokenizer), captions.held_out_sentences[1::2])
     model.half().save_pretrained(output)
     tokenizer.save_pretrained(output)
     quality = measure(Corrector.load(output), channel, captions.held_out_sentences[::2], recipe.seed)
