@@ -1,0 +1,79 @@
+"""Speed of GNU Radio's stock ofdm_tx and ofdm_rx, printed as JSON: a child process of ``multisc bench phy``."""
+
+import json
+import sys
+import time
+
+import numpy as np
+import pmt
+from gnuradio import blocks, digital, gr
+
+PACKET = 400  # bytes; more would not fit GNU Radio's default buffers as one tagged packet of symbols
+PACKETS = 64
+KEY = "length"
+CP = 16
+FFT = 64
+
+
+def tags(length: int, every: int) -> list:
+    """Length tags at the beginning of each packet."""
+    out = []
+    for offset in range(0, length, every):
+        tag = gr.tag_t()
+        tag.offset, tag.key, tag.value = offset, pmt.intern(KEY), pmt.from_long(every)
+        out.append(tag)
+    return out
+
+
+def transmitter() -> digital.ofdm_tx:
+    """Stock transmitter, QPSK payload."""
+    return digital.ofdm_tx(fft_len=FFT, cp_len=CP, packet_length_tag_key=KEY, bps_header=1, bps_payload=2)
+
+
+def source(data: bytes, repeat: bool) -> blocks.vector_source_b:
+    """Tagged packets."""
+    return blocks.vector_source_b(list(data), repeat, 1, tags(len(data), PACKET))
+
+
+def run(flowgraph: gr.top_block) -> float:
+    """Run to the end; seconds it took."""
+    start = time.perf_counter()
+    flowgraph.run()
+    return time.perf_counter() - start
+
+
+def main(seconds: float) -> None:
+    """Measure both."""
+    data = np.random.default_rng(1).integers(0, 256, PACKET * PACKETS).astype(np.uint8).tobytes()
+
+    once = gr.top_block()
+    sink = blocks.vector_sink_c()
+    once.connect(source(data, False), transmitter(), sink)
+    run(once)
+    samples = np.array(sink.data(), np.complex64)
+
+    def sent(count: int) -> float:
+        flowgraph = gr.top_block()
+        flowgraph.connect(source(data, True), transmitter(), blocks.head(gr.sizeof_gr_complex, count),
+                          blocks.null_sink(gr.sizeof_gr_complex))  # fmt: skip
+        return run(flowgraph)
+
+    def received(count: int) -> float:
+        flowgraph = gr.top_block()
+        receiver = digital.ofdm_rx(fft_len=FFT, cp_len=CP, packet_length_tag_key=KEY, bps_header=1, bps_payload=2)
+        flowgraph.connect(
+            blocks.vector_source_c(samples.tolist(), True), blocks.head(gr.sizeof_gr_complex, count), receiver,
+            blocks.null_sink(gr.sizeof_char),
+        )  # fmt: skip
+        return run(flowgraph)
+
+    out = {}
+    for name, measure, guess in (("ofdm_tx", sent, 8e6), ("ofdm_rx", received, 2e6)):
+        measure(int(0.1 * guess))
+        count = int(guess * seconds)
+        out[name] = count / measure(count) / 1e6
+    print(json.dumps(out))
+
+
+if __name__ == "__main__":
+    main(float(sys.argv[1]))
