@@ -15,7 +15,9 @@ from multisc.models.fcn import Fcn
 
 MIN_SIDE = 32  # of the box, in pixels, where the picture has as many
 MIN_SHARE = 0.004  # of the picture's area, below which a region is no subject
-THRESHOLD = 0.5  # foreground probability
+MAX_SHARE = 0.75  # above which a region may be subject and surroundings in one, so that a higher threshold is tried
+MIN_KEPT = 0.4  # of that region, or else it is the subject after all
+THRESHOLDS = (0.35, 0.5, 0.65)  # of the foreground probability
 
 
 @dataclass(frozen=True)
@@ -109,14 +111,21 @@ def _centrality(height: int, width: int) -> NDArray[np.float32]:
 
 
 def _main_region(foreground: NDArray[np.float32], centre: NDArray[np.float32]) -> NDArray[np.bool_] | None:
-    regions, count = ndimage.label(foreground > THRESHOLD)
-    if not count:
-        return None
-    index = np.arange(1, count + 1)
-    merit = ndimage.sum_labels(foreground * centre, regions, index)
-    best = int(merit.argmax())
-    region = regions == index[best]
-    return ndimage.binary_fill_holes(region) if region.mean() >= MIN_SHARE else None
+    """The best connected region at the lowest threshold that tells it from its surroundings; None without any."""
+    best = None
+    for threshold in THRESHOLDS:
+        regions, count = ndimage.label(foreground > threshold)
+        if not count:
+            break
+        index = np.arange(1, count + 1)
+        merit = ndimage.sum_labels(foreground * centre, regions, index)
+        region = ndimage.binary_fill_holes(regions == index[int(merit.argmax())])
+        if region.mean() < MIN_SHARE or (best is not None and region.sum() < MIN_KEPT * best.sum()):
+            break
+        best = region
+        if region.mean() <= MAX_SHARE:
+            break
+    return best
 
 
 def _salient_region(foreground: NDArray[np.float32], centre: NDArray[np.float32]) -> NDArray[np.bool_]:
