@@ -152,28 +152,11 @@ def write(folder: Path, result: Result, graph: loopback, image: NDArray[np.uint8
         folder / result.files["report"],
         result,
         pictures,
-        {name: data for name, (_, data) in _by_stream(graph.received_symbols.messages).items()},
+        {name: _arrived(meta, data) for name, (meta, data) in _by_stream(graph.received_symbols.messages).items()},
         box=tuple(preview["box"]) if "box" in preview else None,
         label=preview.get("label", ""),
     )
     result.write(folder / result.files["result"])
-
-
-def summary(result: Result, folder: Path) -> str:
-    """The last lines of a run: what came of it and where it lies."""
-    lines = [f"{result.system}: outage, {result.outage_reason}" if result.outage else f"{result.system}: received"]
-    lines[0] += f"; {result.channel_uses} channel uses, CBR {result.cbr:.4f}"
-    if result.channel.snr_measured_db is not None:
-        lines[0] += f", Es/N0 {result.channel.snr_measured_db:.2f} dB measured"
-    for index, sent in enumerate(result.text.sent):
-        arrived = result.text.corrected[index] if index < len(result.text.corrected) else ""
-        lines.append(f'  "{sent}" -> "{arrived}"')
-    shown = ("psnr_db", "ms_ssim", "cosine", "bleu", "slice_psnr_db")
-    known = [f"{name} {result.metrics[name]:.3f}" for name in shown if result.metrics.get(name) is not None]
-    if known:
-        lines.append("  " + ", ".join(known))
-    lines.append(f"  {folder / result.files['report']}")
-    return "\n".join(lines)
 
 
 def files_of(graph: loopback) -> dict[str, str]:
@@ -192,6 +175,11 @@ def files_of(graph: loopback) -> dict[str, str]:
 
 def _reconstruction(graph: loopback) -> Reconstruction:
     return graph.decoder.reconstruction or Reconstruction(None, outage_reason="no burst of the picture was received")
+
+
+def _arrived(meta: dict[str, Any], symbols: NDArray[np.complex64]) -> NDArray[np.complex64]:
+    """The symbols of which anything was received."""
+    return symbols[np.isfinite(meta["noise_variance"])]
 
 
 def _by_stream(messages: list[pmt.pmt_base]) -> dict[str, tuple[dict[str, Any], NDArray]]:

@@ -19,7 +19,7 @@ from multisc import images
 from multisc.channel import ChannelConfig
 from multisc.cli import arguments, radio
 from multisc.errors import MultiscError
-from multisc.evaluation.console import stage
+from multisc.evaluation.console import Console, summary
 from multisc.evaluation.result import ChannelInfo
 from multisc.files import make_folder
 from multisc.link.backend import Backend
@@ -92,7 +92,7 @@ def run(args: argparse.Namespace) -> None:
         BadInputError: for a picture, an option or a number that cannot be used.
         MultiscError: when the flowgraph or the inference process fails.
     """
-    laps = Laps()
+    console = Console()
     image, shown_path = _picture(args.image)
     entry = get_entry(args.system)
     config = radio.waveform(args, orthogonal=args.orthogonal)
@@ -102,28 +102,28 @@ def run(args: argparse.Namespace) -> None:
     options = {name: facts[name] for name in entry.context} | arguments.options(args.options)
     make_folder(args.out)
     with Backend(args.inference, args.models, args.inference_keys, args.timeout) as backend:
-        with stage("load the models" if entry.needs_models else "prepare"):
+        with console.stage("prepare"):
             backend.prepare(args.system)
-        laps.lap("prepare")
         power_db = partial(radio.power_db, args.snr)
         graph = loopback(backend, args.system, options, config, channel.build(), power_db)
         graph.send(image, image_id=args.seed)
         graph.start()
         try:
-            _wait(graph, "encode", graph.sent_symbols, args.timeout, laps)
-            _wait(graph, "transmit and receive", graph.received_bits, AIR_TIMEOUT_S, laps)
-            _wait(graph, "decode", graph.image, args.timeout, laps)
+            _wait(graph, console, "encode", graph.sent_symbols, args.timeout)
+            _wait(graph, console, "transmit", graph.received_bits, AIR_TIMEOUT_S)
+            _wait(graph, console, "decode", graph.image, args.timeout)
         finally:
             backend.close()  # ends a request under way, so that the blocks' threads can stop
             graph.stop()
             graph.wait()
-    with stage("report"):
+    with console.stage("report"):
         asked_db = {name: arguments.snr_of(args.snr, name) for name in graph.sent_names()}
-        about = {"system": args.system, "models": args.models, "options": options, "timings_s": laps.seconds}
+        about = {"system": args.system, "models": args.models, "options": options, "timings_s": console.timings_s}
         about["files"] = outcome.files_of(graph)
         result = outcome.collect(graph, image, shown_path, _channel_info(args, channel), config, asked_db, about)
         outcome.write(args.out, result, graph, image)
-    print(outcome.summary(result, args.out))
+    print(summary(result))
+    print(args.out / result.files["report"])
 
 
 def _channel_info(args: argparse.Namespace, channel: ChannelConfig) -> ChannelInfo:
@@ -149,17 +149,16 @@ def _picture(path: str | None) -> tuple[NDArray[np.uint8], str]:
     return np.asarray(data.chelsea()), "scikit-image: chelsea"
 
 
-def _wait(graph: loopback, name: str, end: collector, timeout_s: float, laps: Laps) -> None:
+def _wait(graph: loopback, console: Console, name: str, end: collector, timeout_s: float) -> None:
     """Wait until a stage has ended or something failed.
 
     Raises:
         MultiscError: what failed first in any block, or that the time is over.
     """
     deadline = time.monotonic() + timeout_s
-    with stage(name):
+    with console.stage(name):
         while not (ended := end.done.wait(0.02)) and graph.faults.first is None and time.monotonic() < deadline:
             pass
-    laps.lap(name)
     if graph.faults.first is not None:
         error = graph.faults.first
         if isinstance(error, MultiscError):
@@ -167,17 +166,3 @@ def _wait(graph: loopback, name: str, end: collector, timeout_s: float, laps: La
         raise MultiscError(f"a block of the flowgraph failed: {type(error).__name__}: {error}") from error
     if not ended:
         raise MultiscError(f"{name}: not finished after {timeout_s:g} s")
-
-
-class Laps:
-    """Seconds spent in each stage."""
-
-    def __init__(self) -> None:
-        self.seconds: dict[str, float] = {}
-        self._last = time.monotonic()
-
-    def lap(self, name: str) -> None:
-        """End a stage; the next one begins."""
-        now = time.monotonic()
-        self.seconds[name] = now - self._last
-        self._last = now
