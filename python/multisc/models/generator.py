@@ -348,7 +348,7 @@ def _check_pipeline(directory: Path) -> None:
     if not (directory / "model_index.json").is_file():
         raise ModelError(f"model directory {directory}: model_index.json is missing; it is no diffusers pipeline")
     for part in ("vae", "unet", "text_encoder"):
-        check_directory(directory / part)
+        check_directory(directory / part, ("config.json",))
     for file in ("tokenizer/tokenizer_config.json", "scheduler/scheduler_config.json"):
         if not (directory / file).is_file():
             raise ModelError(f"model directory {directory}: {file} is missing; copy the whole checkpoint there")
@@ -360,4 +360,4 @@ def _check_adapter(directory: Path) -> None:
             f"model directory {directory}: {ADAPTER_FOLDER}/{ADAPTER_WEIGHTS} is missing; "
             "copy the whole checkpoint there"
         )
-    check_directory(directory / ADAPTER_FOLDER / IMAGE_ENCODER_FOLDER)
+    check_directory(directory / ADAPTER_FOLDER / IMAGE_ENCODER_FOLDER, ("config.json",))
