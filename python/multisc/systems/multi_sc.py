@@ -17,6 +17,7 @@ from multisc.codecs import pixels
 from multisc.codecs.quantise import Quantiser
 from multisc.codecs.text import TextCodec
 from multisc.errors import BadInputError
+from multisc.images import MAX_PIXELS
 from multisc.models.captioner import Captioner
 from multisc.models.corrector import Corrector
 from multisc.models.generator import Generator
@@ -106,7 +107,7 @@ class SideInfo:
         if len(data) != cls.LAYOUT.size:
             raise BadInputError(f"side information of {len(data)} bytes: Multi-SC sends {cls.LAYOUT.size}")
         width, height, x, y, w, h, slice_width, slice_height, blocks, dimensions = cls.LAYOUT.unpack(data)
-        fits = 0 < w <= width - x and 0 < h <= height - y
+        fits = 0 < w <= width - x and 0 < h <= height - y and width * height <= MAX_PIXELS
         if not fits or not slice_width or not slice_height or blocks not in BLOCK_NAMES or not dimensions:
             raise BadInputError("side information of Multi-SC contradicts itself")
         return cls(width, height, (x, y, w, h), slice_width, slice_height, blocks, dimensions)
