@@ -80,5 +80,8 @@ def test_wrong_use_is_refused() -> None:
     big = ModulatedStream(
         StreamDescriptor("a", "qpsk", "none", 4_000_000, 2_000_000), np.ones(2_000_000, np.complex64)
     )
-    with pytest.raises(BadInputError, match="at most 65535"):
+    with pytest.raises(BadInputError, match="longer bursts"):
         tiny.transmit(1, [big])
+    slots = BurstTransmitter(PhyConfig(orthogonal="tdm", max_payload_symbols=2))
+    with pytest.raises(BadInputError, match="longer bursts"):
+        slots.transmit(1, make_streams(RNG, [10, 10, 10]))  # one symbol each is one too many

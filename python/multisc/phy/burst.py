@@ -71,8 +71,13 @@ class BurstTransmitter:
         total = max(1, -(-sum(sizes) // (limit * self.config.data_carriers)))
         while payload_symbols(self.config.orthogonal, _share(sizes, 0, total), self.config.data_carriers) > limit:
             total += max(1, total // 64)
+            if total > MAX_BURSTS:
+                break
         if total > MAX_BURSTS:
-            raise BadInputError(f"the image takes {total} bursts, at most {MAX_BURSTS}: allow longer bursts")
+            raise BadInputError(
+                f"{len(streams)} streams of {sum(sizes)} symbols take more than {MAX_BURSTS} bursts of {limit} "
+                "payload symbols: allow longer bursts"
+            )
         bursts = []
         scaled = [_scale(s, entry.power_db) for s, entry in zip(streams, entries, strict=True)]
         for sequence in range(total):
