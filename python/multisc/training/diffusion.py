@@ -32,7 +32,7 @@ from multisc.models.prompts import BLOCKS, CORNERS, encode_prompts, prompts_of
 from multisc.models.segmenter import Segmenter
 from multisc.training.loop import Schedule, fit
 from multisc.training.photographs import Photograph, load_photographs
-from multisc.training.vae import to_tensor
+from multisc.training.vae import LATENT_CHANNELS, to_tensor
 
 SHAPES = ((12, 18), (18, 12), (12, 16), (16, 12), (14, 14))  # latent (height, width); about 216 places
 WIDTH = 64  # of text and image conditions
@@ -57,10 +57,10 @@ class DiffusionTraining:
         seed: of weights, order and noise.
     """
 
-    steps: int = 6000
-    batch: int = 32
-    rate: float = 1.5e-3
-    decay: float = 0.998
+    steps: int = 2000
+    batch: int = 24
+    rate: float = 2e-3
+    decay: float = 0.995
     drop_text: float = 0.1
     drop_image: float = 0.2
     drop_block: float = 0.1
@@ -74,7 +74,7 @@ class Example:
     Args:
         source: index of the photograph.
         mirrored: whether it is flipped left to right.
-        latents: float16 (4, h, w), scaled to unit deviation.
+        latents: float16 (C, h, w), scaled to unit deviation.
         subject: uint8 (SLICE_SIDE, SLICE_SIDE, 3), the subject's slice.
     """
 
@@ -124,7 +124,9 @@ class Conditioned(nn.Module):
         self.unet = UNet2DConditionModel(
             sample_size=list(SHAPES[0]),
             layers_per_block=1,
-            block_out_channels=(48, 80),
+            in_channels=LATENT_CHANNELS,
+            out_channels=LATENT_CHANNELS,
+            block_out_channels=(40, 64),
             down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
             up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
             cross_attention_dim=WIDTH,
@@ -185,18 +187,25 @@ def cross_attentions(unet: UNet2DConditionModel) -> list[tuple[int, str]]:
     return [(i, name.removesuffix(".processor")) for i, name in enumerate(names) if "attn2" in name]
 
 
+def subject_boxes(photographs: list[Photograph], segmenter: Segmenter, cache: Path) -> list[Box]:
+    """The box of each photograph's main subject at a long side of 256 pixels, kept in ``cache`` between runs."""
+    if not cache.is_file():
+        boxes = [segmenter.segment(photograph.load(256)).box for photograph in photographs]
+        cache.write_text(json.dumps(boxes))
+    return [(x, y, w, h) for x, y, w, h in json.loads(cache.read_text())]
+
+
 def make_examples(
     photographs: list[Photograph],
+    boxes: list[Box],
     vae: AutoencoderKL,
-    segmenter: Segmenter,
     processor: CLIPImageProcessorPil,
     seed: int,
 ) -> list[Example]:
     """Crop, mirror and encode the photographs, with the slice of each one's main subject."""
     examples = []
-    for source, photograph in enumerate(photographs):
+    for source, (photograph, box) in enumerate(zip(photographs, boxes, strict=True)):
         picture = photograph.load(256)
-        box = segmenter.segment(picture).box
         rng = np.random.default_rng([seed, source])
         height, width = picture.shape[:2]
         shape = min(SHAPES, key=lambda s: abs(np.log(s[1] / s[0] * height / width)))
@@ -306,7 +315,7 @@ class Batches:
         self._deviation = torch.tensor(processor.image_std).view(1, 3, 1, 1)
 
     def draw(self, rng: np.random.Generator) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Return latents (B, 4, h, w), ids (B, prompts, tokens), pixels (B, 3, side, side), image flags (B,)."""
+        """Return latents (B, C, h, w), ids (B, prompts, tokens), pixels (B, 3, side, side), image flags (B,)."""
         setup = self._setup
         group = self._groups[int(rng.choice(len(self._groups), p=self._share))]
         chosen = [self._examples[group[k]] for k in rng.integers(len(group), size=setup.batch)]
@@ -366,7 +375,8 @@ def train(
         size={"shortest_edge": SLICE_SIDE}, crop_size={"height": SLICE_SIDE, "width": SLICE_SIDE}
     )
     autoencoder = AutoencoderKL.from_pretrained(vae, dtype=torch.float32).eval()
-    examples = make_examples(photographs, autoencoder, Segmenter.load(fcn), processor, setup.seed)
+    boxes = subject_boxes(photographs, Segmenter.load(fcn), work / "subjects.json")
+    examples = make_examples(photographs, boxes, autoencoder, processor, setup.seed)
     captions = Captions(photographs, spoken, names)
     seen = Batches([e for e in examples if not photographs[e.source].held_out], captions, tokenizer, processor, setup)
     unseen = Batches([e for e in examples if photographs[e.source].held_out], captions, tokenizer, processor, setup)

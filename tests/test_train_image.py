@@ -1,0 +1,151 @@
+"""The training of the image models: data, losses, labels, batches."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch")
+
+from diffusers import DDIMScheduler  # noqa: E402
+from PIL import Image  # noqa: E402
+from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil  # noqa: E402
+
+from multisc.errors import BadInputError  # noqa: E402
+from multisc.models.prompts import CORNERS, prompts_of  # noqa: E402
+from multisc.training import diffusion, fcn, vae  # noqa: E402
+from multisc.training.photographs import Photograph, Polygon, load_photographs  # noqa: E402
+
+DATA = Path(__file__).parents[2] / "shared" / "data"
+
+
+@pytest.fixture
+def photograph(tmp_path):
+    picture = np.zeros((60, 90, 3), np.uint8)
+    picture[20:40, 30:60] = (200, 30, 30)
+    Image.fromarray(picture).save(tmp_path / "one.png")
+    square = Polygon("kite", [[30, 20, 60, 20, 60, 40, 30, 40]])
+    return Photograph(tmp_path / "one.png", ["a red kite."], [square], (90, 60))
+
+
+def test_a_polygon_is_drawn_at_the_size_asked_for(photograph):
+    mask = photograph.mask(photograph.polygons[0], (120, 180))
+    assert mask.shape == (120, 180)
+    assert mask[60, 90]
+    assert not mask[10, 10]
+    assert mask.mean() == pytest.approx(20 * 30 / (60 * 90), rel=0.1)
+
+
+def test_polygons_lie_over_the_teachers_labels(photograph):
+    labels = fcn.draw_labels(photograph, np.full((60, 90), fcn.CLASSES.index("dog"), np.uint8))
+    assert labels[30, 45] == fcn.CLASSES.index("object")  # VOC knows no kite
+    assert labels[5, 5] == fcn.CLASSES.index("dog")
+
+
+def test_what_lies_outside_the_photograph_has_no_label():
+    picture, labels = np.full((20, 200, 3), 128, np.uint8), np.zeros((20, 200), np.uint8)
+    shares = [
+        (fcn._augment(picture, labels, np.random.default_rng(seed))[1] == fcn.IGNORE).float().mean()
+        for seed in range(5)
+    ]
+    assert min(shares) > 0.5
+    pixels, target = fcn._augment(picture, labels, np.random.default_rng(9))
+    assert pixels.shape == (3, fcn.CROP, fcn.CROP)
+    assert target.shape == (fcn.CROP // 4, fcn.CROP // 4)
+    assert set(target.unique().tolist()) <= {0, fcn.IGNORE}
+
+
+def test_a_flat_picture_has_a_flat_spectrum():
+    picture = torch.tensor([0.5, -0.2, 0.1]).view(1, 3, 1, 1).expand(1, 3, 32, 48)
+    spectrum = vae.block_spectrum(picture)
+    assert spectrum.shape == (1, vae.LATENT_CHANNELS, 4, 6)
+    luma = 0.299 * 0.5 - 0.587 * 0.2 + 0.114 * 0.1
+    torch.testing.assert_close(spectrum[0, 0], torch.full((4, 6), luma / 0.5))
+    torch.testing.assert_close(spectrum[0, 1], torch.full((4, 6), (0.5 - luma) / 0.15))
+    assert spectrum[:, 3:].abs().max() < 1e-5
+
+
+def test_the_distortion_sees_colour_and_sharpness():
+    target = torch.rand(1, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    assert vae.distortion(target, target, 0.5) == 0
+    blurred = torch.nn.functional.avg_pool2d(target, 3, 1, 1)
+    grey = target.mean(1, keepdim=True).expand_as(target)
+    assert vae.distortion(blurred, target, 0.5) > vae.distortion(blurred, target, 0.0) > 0.05
+    assert vae.distortion(grey, target, 0.0) > 0.05
+
+
+def test_a_crop_has_the_side_asked_for():
+    picture = np.random.default_rng(0).integers(0, 256, (40, 300, 3), np.uint8)
+    for seed in range(5):
+        assert vae.random_crop(picture, 64, np.random.default_rng(seed)).shape == (64, 64, 3)
+
+
+def test_block_prompts_name_their_corner():
+    prompts = prompts_of(["a", "b", "", "d"])
+    assert prompts == [f"{CORNERS[0]}: a", f"{CORNERS[1]}: b", "", f"{CORNERS[3]}: d"]
+    assert prompts_of(["whole"]) == ["whole"]
+    assert prompts_of([]) == [""]
+
+
+def test_a_mirrored_picture_swaps_its_blocks(photograph):
+    spoken = {"one.png": ["all", "tl on the left", "tr", "bl", "br"]}
+    captions = diffusion.Captions([photograph], spoken, ["one.png"])
+    example = diffusion.Example(0, True, np.zeros((6, 2, 2), np.float16), np.zeros((64, 64, 3), np.uint8))
+    drawn = captions.draw(example, False, 0.0, np.random.default_rng(0))
+    assert drawn == ["top left: tr", "top right: tl on the right", "bottom left: br", "bottom right: bl"]
+
+
+def test_any_text_has_tokens():
+    tokenizer = diffusion.train_tokenizer(["a dog runs"] * 9, 300)
+    text = 'zebra #7 (x) "why?" ~|'
+    ids = tokenizer(text).input_ids
+    assert tokenizer.unk_token_id not in ids[1:-1]
+    assert tokenizer.decode(ids, skip_special_tokens=True).replace(" ", "") == text.replace(" ", "")
+
+
+def test_training_lowers_the_loss(photograph):
+    """Twenty steps on one picture, through batches, conditions and eq. 11, and the average follows."""
+    torch.manual_seed(0)
+    side = diffusion.SLICE_SIDE
+    processor = CLIPImageProcessorPil(size={"shortest_edge": side}, crop_size={"height": side, "width": side})
+    examples = diffusion.make_examples([photograph], [(90, 60, 75, 50)], vae.make_vae().eval(), processor, 0)
+    assert len(examples) == 2 * diffusion.CROPS
+    assert examples[0].subject[32, 32].tolist() == pytest.approx([200, 30, 30], abs=12)
+    setup = diffusion.DiffusionTraining(batch=8)
+    tokenizer = diffusion.train_tokenizer(["a red kite."] * 9, 300)
+    captions = diffusion.Captions([photograph], {}, ["one.png"])
+    batches = diffusion.Batches(examples, captions, tokenizer, processor, setup)
+    scheduler = DDIMScheduler(clip_sample=False)
+    trainee = diffusion.Trainee(diffusion.Conditioned(tokenizer))
+    optimiser = torch.optim.AdamW(trainee.online.parameters(), lr=2e-3)
+    losses = []
+    for step in range(20):
+        trainee.follow(0.5)
+        rng = np.random.default_rng(step)
+        loss = diffusion.l_simple(trainee.online, scheduler, batches.draw(rng), rng)
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+        losses.append(loss.item())
+    assert np.mean(losses[-4:]) < 0.7 * np.mean(losses[:4])
+    trainee.eval()
+    with torch.inference_mode():
+        rng = np.random.default_rng(5)
+        assert diffusion.l_simple(trainee.average, scheduler, batches.draw(rng), rng) < np.mean(losses[:4])
+
+
+def test_a_missing_folder_is_named(tmp_path):
+    with pytest.raises(BadInputError, match="flickr900"):
+        load_photographs(tmp_path)
+
+
+@pytest.mark.skipif(not DATA.is_dir(), reason="the training photographs are not beside this checkout")
+def test_kodak_is_never_trained_on():
+    photographs = load_photographs(DATA)
+    assert len(photographs) == 2360
+    assert not any("kodak" in str(photograph.path) for photograph in photographs)
+    annotated = [photograph for photograph in photographs if photograph.polygons is not None]
+    assert len(annotated) == 80
+    assert 20 <= sum(photograph.held_out for photograph in annotated) <= 40
+    json.dumps([photograph.captions for photograph in photographs])
