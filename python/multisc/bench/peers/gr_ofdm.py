@@ -53,25 +53,23 @@ def main(seconds: float) -> None:
     samples = np.array(sink.data(), np.complex64)
 
     def sent(count: int) -> float:
-        flowgraph = gr.top_block()
-        flowgraph.connect(source(data, True), transmitter(), blocks.head(gr.sizeof_gr_complex, count),
-                          blocks.null_sink(gr.sizeof_gr_complex))  # fmt: skip
-        return run(flowgraph)
+        flowgraph, sink = gr.top_block(), blocks.null_sink(gr.sizeof_gr_complex)
+        flowgraph.connect(source(data, True), transmitter(), blocks.head(gr.sizeof_gr_complex, count), sink)
+        elapsed = run(flowgraph)
+        return sink.nitems_read(0) / elapsed
 
     def received(count: int) -> float:
-        flowgraph = gr.top_block()
+        flowgraph, head = gr.top_block(), blocks.head(gr.sizeof_gr_complex, count)
         receiver = digital.ofdm_rx(fft_len=FFT, cp_len=CP, packet_length_tag_key=KEY, bps_header=1, bps_payload=2)
-        flowgraph.connect(
-            blocks.vector_source_c(samples.tolist(), True), blocks.head(gr.sizeof_gr_complex, count), receiver,
-            blocks.null_sink(gr.sizeof_char),
-        )  # fmt: skip
-        return run(flowgraph)
+        sink = blocks.null_sink(gr.sizeof_char)
+        flowgraph.connect(blocks.vector_source_c(samples.tolist(), True), head, receiver, sink)
+        elapsed = run(flowgraph)
+        return head.nitems_written(0) / elapsed if sink.nitems_read(0) else 0.0
 
     out = {}
     for name, measure, guess in (("ofdm_tx", sent, 8e6), ("ofdm_rx", received, 2e6)):
         measure(int(0.1 * guess))
-        count = int(guess * seconds)
-        out[name] = count / measure(count) / 1e6
+        out[name] = measure(int(guess * seconds)) / 1e6
     print(json.dumps(out))
 
 
