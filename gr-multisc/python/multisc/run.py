@@ -116,9 +116,10 @@ def run(args: argparse.Namespace) -> None:
             backend.close()  # ends a request under way, so that the blocks' threads can stop
             graph.stop()
             graph.wait()
+    timings_s = dict(console.timings_s)
     with console.stage("report"):
         asked_db = {name: arguments.snr_of(args.snr, name) for name in graph.sent_names()}
-        about = {"system": args.system, "models": args.models, "options": options, "timings_s": console.timings_s}
+        about = {"system": args.system, "models": args.models, "options": options, "timings_s": timings_s}
         about["files"] = outcome.files_of(graph)
         result = outcome.collect(graph, image, shown_path, _channel_info(args, channel), config, asked_db, about)
         outcome.write(args.out, result, graph, image)

@@ -31,6 +31,7 @@ _METRICS = {  # name: (label, which way is better, what it is)
     "ms_ssim": ("MS-SSIM", "higher is better", "the same over five scales, 0 to 1"),
     "cosine": ("Cosine", "higher is better", "shape, colour and texture; unrelated pictures about 0, equal ones 1"),
     "lpips": ("LPIPS", "lower is better", "learned perceptual distance, equal pictures 0"),
+    "slice_psnr_db": ("Slice PSNR", "higher is better", "dB, the received slice against the sent one"),
     "bleu": ("BLEU", "higher is better", "final captions against the sent ones, 0 to 1"),
     "bleu_received": ("BLEU, received", "higher is better", "before correction"),
     "bleu_corrected": ("BLEU, corrected", "higher is better", "after correction"),
