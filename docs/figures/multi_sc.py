@@ -30,8 +30,8 @@ def main() -> None:
         tiles = [("source", Image.open(photo).convert("RGB"), "")]
         for snr_db in SNRS_DB:
             out = Path(folder) / str(snr_db)
-            command = [sys.executable, ROOT / "run_flowgraph.py", "--image", photo, "--snr", str(snr_db), "--out", out]
-            subprocess.run(command, check=True)
+            arguments = ["--image", photo, "--snr", str(snr_db), "--out", out]
+            subprocess.run([sys.executable, ROOT / "run_flowgraph.py", *arguments], check=True)
             result = json.loads((out / "result.json").read_text())
             metrics = result["metrics"]
             print(snr_db, {k: round(v, 4) for k, v in metrics.items() if v is not None}, f"CBR {result['cbr']:.4f}")
