@@ -64,7 +64,7 @@ class LlavaRecipe:
     wrong_words: float = 0.2
     language: Schedule = field(default_factory=lambda: Schedule(steps=2500, learning_rate=3e-3, save_every=250))
     tower: Schedule = field(default_factory=lambda: Schedule(steps=8000, learning_rate=6e-4))
-    captions: Schedule = field(default_factory=lambda: Schedule(steps=600, learning_rate=3e-3, save_every=50))
+    captions: Schedule = field(default_factory=lambda: Schedule(steps=1600, learning_rate=3e-3, save_every=100))
 
 
 def make_tokenizer(sentences: list[str]) -> Qwen2Tokenizer:

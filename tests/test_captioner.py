@@ -1,0 +1,128 @@
+"""The captioner, on a miniature in the hub's format and on the embedded checkpoint."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import SHARED
+from miniatures import write_llava
+from numpy.typing import NDArray
+
+from multisc.codecs.text import TextCodec
+from multisc.errors import BadInputError
+from multisc.models.captioner import Captioner
+from multisc.models.profile import load_profile
+from multisc.training.captioning import measure
+from multisc.training.data import load_caption_data
+
+
+@pytest.fixture(scope="module")
+def miniature(tmp_path_factory: pytest.TempPathFactory) -> Captioner:
+    return Captioner.load(write_llava(tmp_path_factory.mktemp("llava")))
+
+
+@pytest.fixture(scope="module")
+def embedded() -> Captioner:
+    return Captioner.load(load_profile("embedded").llava)
+
+
+def noise(height: int, width: int, seed: int = 0) -> NDArray[np.uint8]:
+    return np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
+
+
+def test_table_is_the_input_embedding_in_single_precision(miniature: Captioner) -> None:
+    assert miniature.table.dtype == np.float32
+    assert miniature.table.shape == (len(miniature.processor.tokenizer), 32)
+    ids = miniature.encode("a dog.")
+    rows = miniature.model.get_input_embeddings().weight[ids].detach().numpy()
+    np.testing.assert_array_equal(miniature.table[ids], rows)
+
+
+def test_text_goes_to_tokens_and_back(miniature: Captioner) -> None:
+    text = "a man in a red shirt rides a bicycle."
+    assert miniature.decode(miniature.encode(text)) == text
+    assert miniature.decode([]) == ""
+
+
+def test_special_tokens_vanish_from_received_text(miniature: Captioner) -> None:
+    special = miniature.processor.tokenizer.all_special_ids
+    assert miniature.decode([*special, *miniature.encode("a dog."), *special]) == "a dog."
+
+
+def test_batch_of_pictures_of_any_size(miniature: Captioner) -> None:
+    pictures = [noise(1, 1), noise(40, 30), noise(5, 200), noise(64, 64)[:, ::-1]]
+    said = miniature.caption(pictures, max_tokens=6)
+    assert len(said) == 4
+    special = set(miniature.processor.tokenizer.all_special_ids)
+    for ids in said:
+        assert len(ids) <= 6
+        assert not special & set(ids)
+    assert miniature.caption(pictures, max_tokens=6) == said
+    assert miniature.caption([]) == []
+
+
+def test_the_query_reaches_the_model(miniature: Captioner, monkeypatch: pytest.MonkeyPatch) -> None:
+    prompts = []
+    original = miniature.model.generate
+    monkeypatch.setattr(
+        miniature.model, "generate", lambda **inputs: prompts.append(inputs["input_ids"][0]) or original(**inputs)
+    )
+    miniature.caption([noise(8, 8)], max_tokens=1)
+    miniature.caption([noise(8, 8)], query="What is red?", max_tokens=1)
+    texts = [miniature.processor.tokenizer.decode(prompt) for prompt in prompts]
+    assert texts[0] == "<image>" * 4 + "\nRelay a brief, clear account of the picture shown.\n"
+    assert texts[1].endswith("\nWhat is red?\n")
+
+
+@pytest.mark.parametrize(
+    "picture",
+    [np.zeros((4, 4), np.uint8), np.zeros((4, 4, 4), np.uint8), np.zeros((0, 4, 3), np.uint8), np.ones((4, 4, 3))],
+)
+def test_what_is_no_picture(miniature: Captioner, picture: NDArray) -> None:
+    with pytest.raises(BadInputError, match=r"must be \(H, W, 3\) uint8"):
+        miniature.caption([picture])
+
+
+@pytest.mark.parametrize("length", [0, 257])
+def test_length_outside_its_range(miniature: Captioner, length: int) -> None:
+    with pytest.raises(BadInputError, match="must be 1 to 256"):
+        miniature.caption([noise(4, 4)], max_tokens=length)
+
+
+def test_embedded_captions_are_short_sentences(embedded: Captioner, photograph: NDArray[np.uint8]) -> None:
+    height, width = photograph.shape[0] // 2, photograph.shape[1] // 2
+    blocks = [
+        photograph[:height, :width],
+        photograph[:height, width:],
+        photograph[height:, :width],
+        photograph[height:, width:],
+    ]
+    said = embedded.caption(blocks)
+    assert said == embedded.caption(blocks)
+    for ids in said:
+        assert 4 <= len(ids) <= 24
+        text = embedded.decode(ids)
+        assert text.endswith(".")
+        assert text.isascii()
+        assert embedded.encode(text) == ids
+
+
+def test_embedded_table_is_a_code(embedded: Captioner) -> None:
+    codec = TextCodec(embedded.table)
+    assert codec.bits_per_token == 28
+    assert len(np.unique(codec.codebook, axis=0)) == len(embedded.table)
+
+
+def test_embedded_checkpoint_is_small(embedded: Captioner) -> None:
+    directory = Path(load_profile("embedded").llava)
+    assert sum(file.stat().st_size for file in directory.iterdir()) < 4_800_000
+
+
+@pytest.mark.slow
+def test_embedded_captions_fit_their_pictures_better_than_others(embedded: Captioner) -> None:
+    if not (SHARED / "captions.txt").is_file():
+        pytest.skip("the training data are not beside this checkout (../shared/data)")
+    quality = measure(embedded, load_caption_data(SHARED))
+    assert quality["bleu"] > quality["bleu_shuffled"]
