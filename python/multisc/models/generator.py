@@ -40,8 +40,10 @@ class Generator:
 
     def __init__(self, pipeline: StableDiffusionPipeline) -> None:
         pipeline.set_progress_bar_config(disable=True)
-        # One-step solvers alone let the known region be put back between steps.
-        pipeline.scheduler = DDIMScheduler.from_config(pipeline.scheduler.config, clip_sample=False)
+        # One-step solvers alone let the known region be put back between steps. Predictions are clipped only where
+        # the checkpoint says so: the default would clip latents as if they were pixels.
+        config = pipeline.scheduler.config
+        pipeline.scheduler = DDIMScheduler.from_config(config, clip_sample=config.get("clip_sample", False))
         self._pipeline = pipeline
 
     @classmethod
