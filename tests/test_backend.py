@@ -62,6 +62,21 @@ def test_a_named_inference_process_is_used(started):
     assert started == []
 
 
+def test_a_closed_backend_starts_nothing(started):
+    with Backend() as backend:
+        pass
+    with pytest.raises(LinkError, match="closed"):
+        backend.encode("multi-sc", IMAGE, {})
+    assert started == []
+
+
+@pytest.mark.parametrize("timeout_s", [0.0, -1.0, 3601.0, float("nan")])
+def test_a_bad_time_out_is_refused_before_anything_is_started(started, timeout_s):
+    with pytest.raises(BadInputError, match="time-out"):
+        Backend(timeout_s=timeout_s)
+    assert started == []
+
+
 def test_a_bad_address_is_refused_at_once():
     for address in ("udp://127.0.0.1:1", "tcp://10.0.0.1:5555"):
         with pytest.raises(BadInputError):

@@ -12,6 +12,7 @@ pytest.importorskip("gnuradio", reason="GNU Radio is not installed")
 multisc_blocks = pytest.importorskip("gnuradio.multisc", reason="the blocks are not beside GNU Radio: make setup")
 
 from gnuradio.multisc import loopback, outcome  # noqa: E402
+from gnuradio.multisc.channel import _Energy  # noqa: E402
 
 from multisc.channel import make_channel  # noqa: E402
 from multisc.codecs.quantise import Quantiser  # noqa: E402
@@ -49,8 +50,9 @@ def run(backend, snr_db: float = 20.0, config: PhyConfig | None = None, seed: in
     graph.send(IMAGE, image_id=seed)
     graph.start()
     deadline = time.monotonic() + 60
-    while not graph.image.done.wait(0.01) and graph.faults.first is None:
-        assert time.monotonic() < deadline, "the flowgraph hangs"
+    for end in (graph.sent_bits, graph.sent_symbols, graph.received_symbols, graph.received_bits, graph.image):
+        while not end.done.wait(0.01) and graph.faults.first is None:
+            assert time.monotonic() < deadline, "the flowgraph hangs"
     graph.stop()
     graph.wait()
     return graph
@@ -135,6 +137,20 @@ def test_nothing_received_ends_the_run() -> None:
     assert backend.received is None
     assert graph.decoder.reconstruction is None
     assert graph.faults.first is None
+
+
+def test_the_measured_snr_does_not_depend_on_how_the_samples_are_chopped() -> None:
+    rng = np.random.default_rng(2)
+    samples = rng.normal(size=(50_003, 2)).astype(np.float32).view(np.complex64).ravel()
+    totals = set()
+    for _ in range(4):
+        energy = _Energy()
+        for piece in np.split(samples, np.sort(rng.integers(0, samples.size, 20))):
+            energy.add(piece)
+        assert energy.samples == samples.size
+        totals.add(energy.total())
+    assert len(totals) == 1
+    assert totals.pop() == pytest.approx(np.sum(np.abs(samples.astype(complex)) ** 2), rel=1e-12)
 
 
 def test_a_failing_backend_ends_the_run_with_its_error() -> None:

@@ -49,13 +49,24 @@ def photo(tmp_path_factory) -> Path:
     return path
 
 
-# One process for all tests that need the models; run_flowgraph.py's own is tested by the first.
+# One process for all tests that need the models; run_flowgraph.py's own is tested by the first. It cannot import
+# GNU Radio.
 @pytest.fixture(scope="module")
-def inference():
+def inference(tmp_path_factory):
     from multisc.link.process import OwnInferenceProcess
 
-    with OwnInferenceProcess("embedded") as process:
-        yield process.address
+    process = OwnInferenceProcess("embedded")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", str(forbid("gnuradio", tmp_path_factory.mktemp("hidden"))))
+        process.start()
+    yield process.address
+    process.stop()
+
+
+def forbid(module: str, folder: Path) -> Path:
+    """Put a module of this name into the folder that cannot be imported."""
+    (folder / f"{module}.py").write_text(f"raise ImportError('{module} does not belong into this process')")
+    return folder
 
 
 def test_multi_sc_end_to_end_with_its_own_inference_process(photo: Path, tmp_path: Path) -> None:
@@ -84,7 +95,7 @@ def test_the_same_seed_gives_the_same_result(photo: Path, inference: str, tmp_pa
     results, pictures = [], []
     for name in ("first", "second"):
         arguments = ("--image", photo, "--snr", 2, "--cfo", 700, "--seed", 5, "--inference", inference)
-        done = run(*arguments, "--out", tmp_path / name)
+        done = run(*arguments, "--out", tmp_path / name, PYTHONPATH=str(forbid("torch", tmp_path)))
         assert done.returncode == 0, done.stderr
         result = json.loads((tmp_path / name / "result.json").read_text())
         del result["timings_s"]
@@ -107,6 +118,7 @@ def test_errors_at_low_snr_are_delivered_and_shown(photo: Path, inference: str, 
 
 
 def test_an_outage_is_a_result(photo: Path, inference: str, tmp_path: Path) -> None:
+    (tmp_path / "received.png").write_bytes(b"of an earlier run")
     done = run("--image", photo, "--snr", -25, "--inference", inference, "--out", tmp_path)
     assert done.returncode == 0, done.stderr
     result = json.loads((tmp_path / "result.json").read_text())
@@ -151,6 +163,7 @@ def test_pictures_of_other_kinds_work(photo: Path, tmp_path: Path) -> None:
         (["--image", "/nowhere/to/be/found.png"], ["found.png"]),
         (["--models", "/nowhere/models"], ["/nowhere/models"]),
         (["--inference", "udp://x"], ["udp://x"]),
+        (["--timeout", "0"], ["time-out"]),
     ],
 )
 def test_wrong_arguments_are_one_line(arguments: list[str], words: list[str], tmp_path: Path) -> None:
@@ -225,8 +238,7 @@ def test_the_two_processes_do_not_share_their_weight(imported: str, forbidden: s
 
 
 def test_a_python_without_gnu_radio_is_told_so(tmp_path: Path) -> None:
-    (tmp_path / "gnuradio.py").write_text("raise ImportError('hidden')")
-    done = run("--help", PYTHONPATH=str(tmp_path))
+    done = run("--help", PYTHONPATH=str(forbid("gnuradio", tmp_path)))
     assert done.returncode == 1
     assert "make setup" in done.stderr
     assert len(done.stderr.splitlines()) == 1

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pmt
 from gnuradio import gr
+from numpy.typing import NDArray
 
 from multisc.channel import Awgn, Chain
 from multisc.errors import BadInputError
@@ -14,6 +15,7 @@ from .burst import END_TAG
 from .message_block import Faults, guarded_work
 
 ROOM = 256  # a clock offset makes a few samples more of what comes in
+ENERGY_BLOCK = 4096
 
 
 class channel(gr.basic_block):
@@ -40,10 +42,9 @@ class channel(gr.basic_block):
         self._before = Chain(chain.stages[: noise[0]])
         self._noise = chain.stages[noise[0]]
         self._after = Chain(chain.stages[noise[0] + 1 :])
-        self._sent = 0.0
-        self._arrived = 0.0
-        self._noise_energy = 0.0
-        self._samples = 0
+        self._sent = _Energy()
+        self._arrived = _Energy()
+        self._added = _Energy()
 
     def forecast(self, outputs: int, inputs: int) -> list[int]:
         """Any input is enough."""
@@ -60,10 +61,9 @@ class channel(gr.basic_block):
         noisy = self._noise.process(arrived)
         received = self._after.process(noisy)
         output_items[0][: received.size] = received
-        self._sent += _energy(sent)
-        self._arrived += _energy(arrived)
-        self._noise_energy += _energy(noisy - arrived)
-        self._samples += arrived.size
+        self._sent.add(sent)
+        self._arrived.add(arrived)
+        self._added.add(noisy - arrived)
         if ends:
             self.add_item_tag(0, self.nitems_written(0) + received.size - 1, END_TAG, pmt.PMT_T)
         self.consume(0, sent.size)
@@ -79,11 +79,31 @@ class channel(gr.basic_block):
             In dB: the symbol energy times the measured power gain of what lies before the noise, over the measured
             noise power per complex sample. NaN unless both signal and noise have passed.
         """
-        if not (self._sent and self._arrived and self._noise_energy and symbol_energy):
+        sent, arrived, added = self._sent.total(), self._arrived.total(), self._added.total()
+        if not (sent and arrived and added and symbol_energy):
             return float("nan")
-        noise_variance = self._noise_energy / self._samples
-        return db(symbol_energy * self._arrived / self._sent / noise_variance)
+        return db(symbol_energy * (arrived / sent) / (added / self._added.samples))
 
 
-def _energy(samples: np.ndarray) -> float:
-    return float(np.vdot(samples, samples).real)
+class _Energy:
+    """Energy of a stream of samples, the same to the last digit however the scheduler cuts it into pieces."""
+
+    def __init__(self) -> None:
+        self.samples = 0
+        self._whole = 0.0
+        self._rest = np.zeros(0, np.complex64)
+
+    def add(self, samples: NDArray[np.complex64]) -> None:
+        self.samples += samples.size
+        waiting = np.concatenate([self._rest, samples])
+        blocks = waiting.size // ENERGY_BLOCK
+        for block in waiting[: blocks * ENERGY_BLOCK].reshape(blocks, ENERGY_BLOCK):
+            self._whole += _energy(block)
+        self._rest = waiting[blocks * ENERGY_BLOCK :].copy()
+
+    def total(self) -> float:
+        return self._whole + _energy(self._rest)
+
+
+def _energy(samples: NDArray[np.complex64]) -> float:
+    return float(np.square(samples.view(np.float32), dtype=np.float64).sum())

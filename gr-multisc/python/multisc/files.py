@@ -16,7 +16,7 @@ from .message_block import Faults, MessageBlock
 class image_source(MessageBlock):
     """Picture files in, image PDUs out, then ``pdu.END``.
 
-    Output ``image``. The files are read when the flowgraph starts; the first gets the image id 0.
+    Output ``image``. The files are read when the block is made; the first gets the image id 0.
 
     Args:
         paths: one or more picture files.

@@ -20,7 +20,7 @@ from . import pdu
 
 
 class Faults:
-    """The first exception of any block of a flowgraph, and an event that wakes whoever waits for the end.
+    """The first exception of any block of a flowgraph, and how many there were.
 
     One object is shared by the blocks of a graph; without one each block has its own and only logs.
 
@@ -32,19 +32,18 @@ class Faults:
         self._quiet = quiet
         self.first: Exception | None = None
         self.count = 0
-        self.event = threading.Event()
         self._lock = threading.Lock()
 
     def add(self, error: Exception, where: str) -> None:
         """Record an exception that ended the work of the block ``where``, and log it there."""
+        with self._lock:
+            self.count += 1
+            if self.first is None:
+                self.first = error
         if not isinstance(error, MultiscError):
             gr.logger(where).error("".join(traceback.format_exception(error)))
         elif not self._quiet:
             gr.logger(where).error(str(error))
-        with self._lock:
-            self.count += 1
-            self.first = self.first or error
-        self.event.set()
 
 
 class MessageBlock(gr.basic_block):

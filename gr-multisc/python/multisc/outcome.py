@@ -10,15 +10,19 @@ import pmt
 from numpy.typing import NDArray
 
 from multisc import images
+from multisc.errors import MultiscError
 from multisc.evaluation import metrics
 from multisc.evaluation.report import write_report
 from multisc.evaluation.result import ChannelInfo, ImageInfo, Result, StreamResult, TextInfo, finite
+from multisc.files import printable
 from multisc.phy.config import PhyConfig
 from multisc.phy.units import linear
 from multisc.streams import Reconstruction
 
 from . import pdu
 from .loopback import loopback
+
+PICTURES = {name: f"{name}.png" for name in ("received", "slice_sent", "slice_received")}
 
 
 def stream_results(graph: loopback, config: PhyConfig, asked_db: dict[str, float]) -> list[StreamResult]:
@@ -132,9 +136,17 @@ def collect(
 def write(folder: Path, result: Result, graph: loopback, image: NDArray[np.uint8]) -> None:
     """Write the report, the pictures and, last, ``result.json`` into a folder.
 
+    A picture that an earlier run left there and this one does not have is removed: on an outage nothing may be
+    taken for what was received.
+
     Raises:
-        MultiscError: when a file cannot be written.
+        MultiscError: when a file cannot be written or removed.
     """
+    for file in sorted(set(PICTURES.values()) - set(result.files.values())):
+        try:
+            (folder / file).unlink(missing_ok=True)
+        except OSError as error:
+            raise MultiscError(f"{printable(folder / file)}: cannot be removed: {error.strerror}") from error
     reconstruction = _reconstruction(graph)
     preview = graph.encoder.encoded.preview if graph.encoder.encoded else {}
     pictures = {"source": image}
@@ -165,11 +177,11 @@ def files_of(graph: loopback) -> dict[str, str]:
     preview = graph.encoder.encoded.preview if graph.encoder.encoded else {}
     files = {"result": "result.json", "report": "report.html"}
     if reconstruction.image is not None:
-        files["received"] = "received.png"
+        files["received"] = PICTURES["received"]
     if "slice" in preview:
-        files["slice_sent"] = "slice_sent.png"
+        files["slice_sent"] = PICTURES["slice_sent"]
     if "slice" in reconstruction.preview:
-        files["slice_received"] = "slice_received.png"
+        files["slice_received"] = PICTURES["slice_received"]
     return files
 
 

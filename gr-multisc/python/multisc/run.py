@@ -6,7 +6,8 @@ import argparse
 import signal
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import fields
 from functools import partial
 from pathlib import Path
@@ -85,6 +86,23 @@ def _terminate(number: int, frame: FrameType | None) -> None:
     sys.exit(128 + number)
 
 
+@contextmanager
+def _undisturbed() -> Iterator[None]:
+    """Hold back Ctrl-C and SIGTERM: an end that is itself cut short leaves threads that Python cannot exit with."""
+    caught: list[int] = []
+    usual = {
+        number: signal.signal(number, lambda got, frame: caught.append(got))
+        for number in (signal.SIGINT, signal.SIGTERM)
+    }
+    try:
+        yield
+    finally:
+        for number, handler in usual.items():
+            signal.signal(number, handler)
+        if caught:
+            signal.raise_signal(caught[0])
+
+
 def run(args: argparse.Namespace) -> None:
     """Send the image and write the results.
 
@@ -104,22 +122,24 @@ def run(args: argparse.Namespace) -> None:
     with Backend(args.inference, args.models, args.inference_keys, args.timeout) as backend:
         with console.stage("prepare"):
             backend.prepare(args.system)
+            models = backend.models_of(args.system)
         power_db = partial(radio.power_db, args.snr)
         graph = loopback(backend, args.system, options, config, channel.build(), power_db)
         graph.send(image, image_id=args.seed)
-        graph.start()
         try:
-            _wait(graph, console, "encode", graph.sent_symbols, args.timeout)
-            _wait(graph, console, "transmit", graph.received_bits, AIR_TIMEOUT_S)
-            _wait(graph, console, "decode", graph.image, args.timeout)
+            graph.start()
+            _wait(graph, console, "encode", (graph.sent_bits, graph.sent_symbols), args.timeout)
+            _wait(graph, console, "transmit", (graph.received_symbols, graph.received_bits), AIR_TIMEOUT_S)
+            _wait(graph, console, "decode", (graph.image,), args.timeout)
         finally:
-            backend.close()  # ends a request under way, so that the blocks' threads can stop
-            graph.stop()
-            graph.wait()
+            with _undisturbed():
+                graph.stop()
+                backend.close()  # ends a request under way, so that the blocks' threads can stop
+                graph.wait()
     timings_s = dict(console.timings_s)
     with console.stage("report"):
         asked_db = {name: arguments.snr_of(args.snr, name) for name in graph.sent_names()}
-        about = {"system": args.system, "models": args.models, "options": options, "timings_s": timings_s}
+        about = {"system": args.system, "models": models, "options": options, "timings_s": timings_s}
         about["files"] = outcome.files_of(graph)
         result = outcome.collect(graph, image, shown_path, _channel_info(args, channel), config, asked_db, about)
         outcome.write(args.out, result, graph, image)
@@ -150,20 +170,20 @@ def _picture(path: str | None) -> tuple[NDArray[np.uint8], str]:
     return np.asarray(data.chelsea()), "scikit-image: chelsea"
 
 
-def _wait(graph: loopback, console: Console, name: str, end: collector, timeout_s: float) -> None:
-    """Wait until a stage has ended or something failed.
+def _wait(graph: loopback, console: Console, name: str, ends: Sequence[collector], timeout_s: float) -> None:
+    """Wait until a stage has ended, which is when ``END`` has come to all of ``ends``, or something failed.
 
     Raises:
         MultiscError: what failed first in any block, or that the time is over.
     """
     deadline = time.monotonic() + timeout_s
     with console.stage(name):
-        while not (ended := end.done.wait(0.02)) and graph.faults.first is None and time.monotonic() < deadline:
-            pass
-    if graph.faults.first is not None:
+        for end in ends:
+            while not end.done.wait(0.02) and graph.faults.first is None:
+                if time.monotonic() >= deadline:
+                    raise MultiscError(f"{name}: not finished after {timeout_s:g} s")
         error = graph.faults.first
         if isinstance(error, MultiscError):
             raise error
-        raise MultiscError(f"a block of the flowgraph failed: {type(error).__name__}: {error}") from error
-    if not ended:
-        raise MultiscError(f"{name}: not finished after {timeout_s:g} s")
+        if error is not None:
+            raise MultiscError(f"a block of the flowgraph failed: {type(error).__name__}: {error}") from error

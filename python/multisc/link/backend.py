@@ -10,8 +10,10 @@ from types import TracebackType
 import numpy as np
 from numpy.typing import NDArray
 
+from multisc.errors import BadInputError, LinkError
 from multisc.link.client import InferenceClient
 from multisc.link.process import OwnInferenceProcess
+from multisc.link.wire import MAX_TIMEOUT_S
 from multisc.streams import Encoded, ReceivedImage, Reconstruction
 from multisc.systems.base import Options, System
 from multisc.systems.registry import SYSTEMS, get_entry, get_system
@@ -27,11 +29,11 @@ class Backend:
         inference: tcp://HOST:PORT of `multisc serve`, or None.
         models: profile of an own process: "embedded", "foundation" or a directory.
         keys: the client.key file of a remote inference process.
-        timeout_s: of one request.
+        timeout_s: of one request, at most 3600.
         on_progress: called with a line about what is being waited for.
 
     Raises:
-        BadInputError: for a bad address, or a remote one without keys.
+        BadInputError: for a bad address or time-out, or a remote address without keys.
     """
 
     def __init__(
@@ -42,7 +44,11 @@ class Backend:
         timeout_s: float = 600.0,
         on_progress: Callable[[str], None] = lambda line: None,
     ) -> None:
+        # Not left to the client, which is made only when an own process has loaded its models.
+        if not 0 < timeout_s <= MAX_TIMEOUT_S:
+            raise BadInputError(f"time-out {timeout_s:g}: must be above 0 and at most {MAX_TIMEOUT_S:.0f} s")
         self._stack = ExitStack()
+        self._closed = False
         self._models = models
         self._own = inference is None
         self._timeout_s = timeout_s
@@ -86,9 +92,9 @@ class Backend:
         return self._models if self._own else str(self._connect(system).status()["models"])
 
     def close(self) -> None:
-        """End the connection and the own process, if there is one."""
+        """End the connection and the own process, if there is one; requests fail from now on."""
+        self._closed = True
         self._stack.close()
-        self._client = None
 
     def __enter__(self) -> Backend:
         return self
@@ -104,6 +110,8 @@ class Backend:
         return self._systems[name]
 
     def _connect(self, system: str) -> InferenceClient:
+        if self._closed:  # a block's thread may still ask, and must not start a process that nobody ends
+            raise LinkError("the backend was closed")
         if self._client is None:
             process = OwnInferenceProcess(self._models, preload=(system,), on_progress=self._on_progress)
             self._stack.enter_context(process)
