@@ -8,7 +8,8 @@ root=$(cd "$(dirname "$0")" && pwd)
 say() { printf 'setup: %s\n' "$*"; }
 
 packages=()
-"$python" -c 'import gnuradio' 2>/dev/null || packages+=(gnuradio)
+# Without a file it is a folder that some out-of-tree module left behind, not GNU Radio.
+"$python" -c 'import gnuradio; open(gnuradio.__file__)' 2>/dev/null || packages+=(gnuradio)
 "$python" -c 'import ensurepip' 2>/dev/null || packages+=(python3-venv)
 if ((${#packages[@]})); then
     if [[ $(id -u) -ne 0 ]]; then
@@ -24,7 +25,7 @@ if ((${#packages[@]})); then
     apt-get update -qq
     apt-get install -y -qq --no-install-recommends "${packages[@]}" >/dev/null
 fi
-if [[ ! -x $venv/bin/python ]]; then
+if ! "$venv/bin/python" -m pip --version >/dev/null 2>&1; then  # missing, or its making was cut short
     say "making $venv over $("$python" --version)"
     "$python" -m venv --system-site-packages "$venv"
 fi
