@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from diffusers import DDIMScheduler, StableDiffusionPipeline
+from diffusers import DDIMScheduler, StableDiffusionImg2ImgPipeline, StableDiffusionPipeline
 from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
@@ -27,8 +28,30 @@ IMAGE_ENCODER_FOLDER = "image_encoder"
 MAX_ASPECT = 3.0  # of the working picture; beyond it the result is stretched
 FEATHER = 0.08  # of the shorter side of the slice: width of the seam between slice and generated picture
 MAX_STEPS = 1000
+# Share of each step's noise that is drawn anew (DDIM's eta). With none, the first steps, which hardly see the slice,
+# fix the picture; with all of it, the generated part goes on adapting to the slice until the end.
+FRESH_NOISE = 1.0
+
+# How far towards pure noise the denoising starts when there is a slice. Around the slice it starts from the slice's
+# border, drawn outward: what is left of it in the noise gives the surroundings their colours.
+START = 0.55
 
 Box = tuple[int, int, int, int]
+
+
+@dataclass(frozen=True)
+class Known:
+    """The received slice in its place.
+
+    Args:
+        canvas: the working picture; around the slice its border goes on to the edges.
+        latents: of the canvas, (1, C, h, w).
+        mask: which latents are the slice's, bool (1, 1, h, w).
+    """
+
+    canvas: Image.Image
+    latents: Tensor
+    mask: Tensor
 
 
 class Generator:
@@ -39,12 +62,17 @@ class Generator:
     """
 
     def __init__(self, pipeline: StableDiffusionPipeline) -> None:
-        pipeline.set_progress_bar_config(disable=True)
-        # One-step solvers alone let the known region be put back between steps. Predictions are clipped only where
-        # the checkpoint says so: the default would clip latents as if they were pixels.
+        # One-step solvers alone let the known region be put back between steps. Predictions are clipped where the
+        # checkpoint gives a range for latents; the default range is meant for pixels.
         config = pipeline.scheduler.config
-        pipeline.scheduler = DDIMScheduler.from_config(config, clip_sample=config.get("clip_sample", False))
+        bounded = config.get("clip_sample_range", 1.0) > 1.0
+        pipeline.scheduler = DDIMScheduler.from_config(config, clip_sample=bounded)
         self._pipeline = pipeline
+        self._outward = StableDiffusionImg2ImgPipeline(**pipeline.components, requires_safety_checker=False)
+        # The constructor would switch the clipping off.
+        self._outward.scheduler = pipeline.scheduler = DDIMScheduler.from_config(config, clip_sample=bounded)
+        for made in (self._pipeline, self._outward):
+            made.set_progress_bar_config(disable=True)
 
     @classmethod
     def load(cls, stable_diffusion: str | Path, ip_adapter: str | Path, device: str = "cpu") -> Generator:
@@ -197,11 +225,10 @@ class Generator:
         return {"text": text[:1], "no_text": text[1:], "image": image}
 
     @torch.inference_mode()
-    def _known(self, subject: NDArray[np.uint8], box: Box, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
-        """The slice's latents (1, C, h, w) in its place, and which of them are known, bool (1, 1, h, w)."""
+    def _known(self, subject: NDArray[np.uint8], box: Box, size: tuple[int, int]) -> Known:
+        """Place the slice on a canvas of ``size`` = (width, height) and encode it."""
         pipeline, (width, height), (x, y, w, h) = self._pipeline, size, box
         small = np.asarray(Image.fromarray(subject).resize((w, h), Image.Resampling.LANCZOS))
-        # Around the slice its border goes on, so that the border's latents do not mix with a blank.
         canvas = np.pad(small, ((y, height - y - h), (x, width - x - w), (0, 0)), mode="edge")
         pixels = torch.from_numpy(canvas.transpose(2, 0, 1)[None].astype(np.float32) / 127.5 - 1.0)
         pixels = pixels.to(pipeline.device, pipeline.vae.dtype)
@@ -211,50 +238,52 @@ class Generator:
         cell = pipeline.vae_scale_factor
         share = inside.reshape(height // cell, cell, width // cell, cell).mean((1, 3))
         mask = torch.from_numpy((share >= min(0.5, share.max()))[None, None])
-        return latents, mask.to(pipeline.device)
+        return Known(Image.fromarray(canvas), latents, mask.to(pipeline.device))
 
     @torch.inference_mode()
     def _denoise(
         self,
         condition: dict[str, Tensor],
-        known: tuple[Tensor, Tensor] | None,
+        known: Known | None,
         size: tuple[int, int],
         seed: int,
         steps: int,
         guidance: float,
     ) -> NDArray[np.uint8]:
-        pipeline = self._pipeline
-        height, width = size
-        cell = pipeline.vae_scale_factor
-        shape = (2, pipeline.unet.config.in_channels, height // cell, width // cell)
+        pipeline, (height, width) = self._pipeline, size
         # Drawn on the CPU, so that the device does not change the picture more than its rounding does.
-        noise = torch.randn(shape, generator=torch.Generator("cpu").manual_seed(seed))
-        noise = noise.to(pipeline.device, pipeline.unet.dtype)
+        random = torch.Generator("cpu").manual_seed(seed)
         image = condition["image"][None]
-        guided = guidance > 1.0
-        result = pipeline(
-            prompt_embeds=condition["text"],
-            negative_prompt_embeds=condition["no_text"],
-            ip_adapter_image_embeds=[torch.cat([torch.zeros_like(image), image]) if guided else image],
-            guidance_scale=guidance,
-            latents=noise[:1],
-            height=height,
-            width=width,
-            num_inference_steps=steps,
-            output_type="np",
-            callback_on_step_end=None if known is None else _tie(known, noise[1:]),
-        )
+        common = {
+            "prompt_embeds": condition["text"],
+            "negative_prompt_embeds": condition["no_text"],
+            "ip_adapter_image_embeds": [torch.cat([torch.zeros_like(image), image]) if guidance > 1.0 else image],
+            "guidance_scale": guidance,
+            "eta": FRESH_NOISE,
+            "generator": random,
+            "output_type": "np",
+        }
+        if known is None:
+            result = pipeline(height=height, width=width, num_inference_steps=steps, **common)
+        else:
+            noise = torch.randn(known.latents.shape, generator=random).to(known.latents)
+            result = self._outward(
+                image=known.canvas,
+                strength=START,
+                num_inference_steps=math.ceil(steps / START),
+                callback_on_step_end=_tie(known, noise),
+                **common,
+            )
         return (result.images[0] * 255).round().astype(np.uint8)
 
 
-def _tie(known: tuple[Tensor, Tensor], noise: Tensor) -> Callable[..., dict[str, Tensor]]:
+def _tie(known: Known, noise: Tensor) -> Callable[..., dict[str, Tensor]]:
     """Make the callback that puts the known latents, as noisy as the step is, back into their place."""
-    latents, mask = known
+    latents, mask = known.latents, known.mask
 
-    def put_back(pipeline: StableDiffusionPipeline, step: int, _time: Tensor, state: dict) -> dict[str, Tensor]:
-        times = pipeline.scheduler.timesteps
-        rest = step + 1 < len(times)
-        here = pipeline.scheduler.add_noise(latents, noise, times[step + 1 : step + 2]) if rest else latents
+    def put_back(pipeline: StableDiffusionPipeline, _step: int, time: Tensor, state: dict) -> dict[str, Tensor]:
+        later = pipeline.scheduler.timesteps[pipeline.scheduler.timesteps < time]
+        here = pipeline.scheduler.add_noise(latents, noise, later[:1]) if len(later) else latents
         return {"latents": torch.where(mask, here.to(state["latents"].dtype), state["latents"])}
 
     return put_back

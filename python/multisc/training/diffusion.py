@@ -122,7 +122,7 @@ class Conditioned(nn.Module):
             CLIPVisionConfig(num_hidden_layers=3, image_size=SLICE_SIDE, patch_size=8, projection_dim=WIDTH, **sizes)
         )
         self.unet = UNet2DConditionModel(
-            sample_size=list(SHAPES[0]),
+            sample_size=15,  # the square of about as many places as SHAPES have
             layers_per_block=1,
             in_channels=LATENT_CHANNELS,
             out_channels=LATENT_CHANNELS,
