@@ -11,6 +11,7 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 import time
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -27,7 +28,7 @@ from multisc.phy.receiver import BurstReceiver
 from multisc.phy.transport import modulate
 from multisc.streams import Stream
 
-PEER = Path(__file__).parent / "peers" / "gr_ofdm.py"
+PEERS = Path(__file__).parent / "peers"  # programs of their own: this process never imports gnuradio
 CODE = "nr:1/2"
 SNR_DB = {"qpsk": 8.0, "16qam": 15.0}
 _STREAMS = 5
@@ -59,9 +60,21 @@ def measure(seconds: float = 2.0) -> dict[str, Any]:
         rows.append(_transmitter_row(streams, modulation, samples.size, seconds))
         rows.append(_receiver_row(streams, modulation, samples, seconds))
     missing: dict[str, str] = {}
-    peer = _peer(seconds)
+    with tempfile.TemporaryDirectory() as folder:
+        for modulation in SNR_DB:
+            name = f"multisc receiver in GNU Radio, {modulation}, {CODE}"
+            heard, copies = _heard(_transmit(_streams(modulation)), modulation)
+            path = Path(folder) / modulation
+            heard.tofile(path)
+            found = _peer("gr_multisc.py", str(path), str(copies), str(seconds), str(_STREAMS))
+            if isinstance(found, str):
+                missing[name] = found
+            else:
+                rate = _IMAGE_BITS * copies / heard.size
+                rows.append({"name": name, "msps": found["msps"], "info_mbit_s": found["msps"] * rate})
+    peer = _peer("gr_ofdm.py", str(seconds))
     if isinstance(peer, str):
-        missing = {"GNU Radio ofdm_tx": peer, "GNU Radio ofdm_rx": peer}
+        missing |= {"GNU Radio ofdm_tx": peer, "GNU Radio ofdm_rx": peer}
     else:
         rows += [{"name": f"GNU Radio {name}", "msps": msps, "info_mbit_s": None} for name, msps in peer.items()]
     return {"rows": rows, "missing": missing, "cpus": len(os.sched_getaffinity(0))}
@@ -96,17 +109,23 @@ def _transmitter_row(streams: list[Stream], modulation: str, samples: int, secon
 def _receiver_row(
     streams: list[Stream], modulation: str, samples: NDArray[np.complex64], seconds: float
 ) -> dict[str, Any]:
-    rng = np.random.default_rng(2)
-    copies = max(2, round(2e6 / samples.size))
-    noise = rng.standard_normal(2 * samples.size * copies, dtype=np.float32).view(np.complex64)
-    heard = np.tile(samples, copies) + np.float32(np.sqrt(0.5 * 10 ** (-SNR_DB[modulation] / 10))) * noise
-    heard *= np.exp(2j * np.pi * 0.3 / 256 * np.arange(heard.size)).astype(np.complex64)
+    heard, copies = _heard(samples, modulation)
     _receive(heard, streams, 1)
     rounds, start = 0, time.perf_counter()
     while (elapsed := time.perf_counter() - start) < seconds:
         _receive(heard, streams, copies)
         rounds += 1
     return _row("receiver", modulation, samples.size, copies * rounds, elapsed)
+
+
+def _heard(samples: NDArray[np.complex64], modulation: str) -> tuple[NDArray[np.complex64], int]:
+    """About two million samples of an image again and again, with noise and a carrier offset; and how many images."""
+    rng = np.random.default_rng(2)
+    copies = max(2, round(2e6 / samples.size))
+    noise = rng.standard_normal(2 * samples.size * copies, dtype=np.float32).view(np.complex64)
+    heard = np.tile(samples, copies) + np.float32(np.sqrt(0.5 * 10 ** (-SNR_DB[modulation] / 10))) * noise
+    heard *= np.exp(2j * np.pi * 0.3 / 256 * np.arange(heard.size)).astype(np.complex64)
+    return heard, copies
 
 
 def _receive(heard: NDArray[np.complex64], streams: list[Stream], copies: int) -> None:
@@ -132,11 +151,11 @@ def _right(image: AssembledImage, streams: list[Stream]) -> bool:
     return all(np.array_equal(r.data, s.data) for r, s in zip(received, streams, strict=True))
 
 
-def _peer(seconds: float) -> dict[str, float] | str:
-    """GNU Radio's speeds, or why there are none. Measured in a child: this process never imports gnuradio."""
+def _peer(program: str, *arguments: str) -> dict[str, float] | str:
+    """What a child process measured with GNU Radio, or why it did not."""
     if importlib.util.find_spec("gnuradio") is None:
         return "gnuradio is not installed"
-    command = [sys.executable, str(PEER), str(seconds)]
+    command = [sys.executable, str(PEERS / program), *arguments]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=_TIMEOUT_S, check=False)
     except subprocess.TimeoutExpired:

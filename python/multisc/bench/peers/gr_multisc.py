@@ -1,0 +1,65 @@
+"""Speed of this project's blocks in a flowgraph, printed as JSON: a child process of ``multisc bench phy``.
+
+Arguments: a file of complex64 samples at full duty, how many images it holds, how many seconds to run, and how many
+streams an image has. Receives, demaps, decodes, and counts the streams whose CRC is right.
+"""
+
+import json
+import sys
+import time
+
+import pmt
+from gnuradio import blocks, gr
+from gnuradio.multisc import burst_receiver, demodulator
+from gnuradio.multisc.message_block import Faults, MessageBlock
+
+from multisc.phy.config import PhyConfig
+
+
+class right_streams(MessageBlock):
+    """Counts received streams whose CRC is right."""
+
+    def __init__(self, faults: Faults) -> None:
+        super().__init__("right_streams", ["bits"], [], faults)
+        self.count = 0
+
+    def handle(self, port: str, message: pmt.pmt_base) -> None:
+        """Count one."""
+        self.count += pmt.is_true(pmt.dict_ref(pmt.car(message), pmt.intern("crc_ok"), pmt.PMT_NIL))
+
+
+def received(path: str, samples: int, expected: int) -> float:
+    """Run ``samples`` through the chain until ``expected`` streams are decoded; seconds it took."""
+    graph, faults = gr.top_block(), Faults()
+    source = blocks.file_source(gr.sizeof_gr_complex, path, True)
+    receiver, decoder, sink = burst_receiver(PhyConfig(), faults=faults), demodulator(faults), right_streams(faults)
+    graph.connect(source, blocks.head(gr.sizeof_gr_complex, samples), receiver)
+    graph.msg_connect(receiver, "symbols", decoder, "symbols")
+    graph.msg_connect(decoder, "bits", sink, "bits")
+    start = time.perf_counter()
+    graph.start()
+    while sink.count < expected and faults.first is None and time.perf_counter() - start < 300:
+        time.sleep(0.002)
+    elapsed = time.perf_counter() - start
+    graph.stop()
+    graph.wait()
+    if faults.first is not None:
+        raise faults.first
+    if sink.count < expected:
+        raise RuntimeError(f"{sink.count} of {expected} streams were received")
+    return elapsed
+
+
+def main(path: str, images: int, seconds: float, streams: int) -> None:
+    """Measure once for a guess, then for about ``seconds``."""
+    with open(path, "rb") as file:
+        samples = file.seek(0, 2) // gr.sizeof_gr_complex
+    # The last image of a run is complete only when what follows it has been seen.
+    guess = received(path, 2 * samples, (2 * images - 1) * streams)
+    rounds = max(2, round(seconds / guess * 2))
+    elapsed = received(path, rounds * samples, (rounds * images - 1) * streams)
+    print(json.dumps({"msps": rounds * samples / elapsed / 1e6}))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], int(sys.argv[2]), float(sys.argv[3]), int(sys.argv[4]))
