@@ -29,9 +29,14 @@ if ! "$venv/bin/python" -m pip --version >/dev/null 2>&1; then  # missing, or it
     say "making $venv over $("$python" --version)"
     "$python" -m venv --system-site-packages "$venv"
 fi
+install() {
+    "$venv/bin/python" -m pip install --quiet --disable-pip-version-check --constraint "$root/requirements.lock" "$@"
+}
 say "installing the locked Python packages (about a minute)"
-"$venv/bin/python" -m pip install --quiet --disable-pip-version-check \
-    --constraint "$root/requirements.lock" --editable "$root[inference,dev]"
+# pyldpc comes as source whose setup.py imports NumPy without asking for it: the isolated build of newer pips has none.
+install "setuptools>=68" wheel numba scipy
+install --no-build-isolation pyldpc
+install --editable "$root[inference,dev]"
 
 # Without an __init__.py in gnuradio/ Python joins this folder to the distribution's package, so that
 # `from gnuradio import multisc` works from the checkout; an installed gr-multisc does not need it.
