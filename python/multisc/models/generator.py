@@ -62,15 +62,15 @@ class Generator:
     """
 
     def __init__(self, pipeline: StableDiffusionPipeline) -> None:
+        self._pipeline = pipeline
+        self._outward = StableDiffusionImg2ImgPipeline(**pipeline.components, requires_safety_checker=False)
         # One-step solvers alone let the known region be put back between steps. Predictions are clipped where the
-        # checkpoint gives a range for latents; the default range is meant for pixels.
+        # checkpoint gives a range for latents; the default range is meant for pixels. Set here, because the
+        # pipelines' constructors switch the clipping off.
         config = pipeline.scheduler.config
         bounded = config.get("clip_sample_range", 1.0) > 1.0
         pipeline.scheduler = DDIMScheduler.from_config(config, clip_sample=bounded)
-        self._pipeline = pipeline
-        self._outward = StableDiffusionImg2ImgPipeline(**pipeline.components, requires_safety_checker=False)
-        # The constructor would switch the clipping off.
-        self._outward.scheduler = pipeline.scheduler = DDIMScheduler.from_config(config, clip_sample=bounded)
+        self._outward.scheduler = pipeline.scheduler
         for made in (self._pipeline, self._outward):
             made.set_progress_bar_config(disable=True)
 

@@ -384,8 +384,8 @@ def train(
         beta_start=1e-4,
         beta_end=0.02,
         beta_schedule="linear",
-        clip_sample=True,  # a young model's errors at the noisiest steps would else grow without bound
-        clip_sample_range=2.0,  # latents have unit deviation
+        clip_sample=False,  # the generator switches it on, because of the range
+        clip_sample_range=2.0,  # deviations: a young model's errors at the noisiest steps would else grow without bound
         set_alpha_to_one=True,
         steps_offset=1,
         timestep_spacing="trailing",
