@@ -385,7 +385,7 @@ def train(
         beta_end=0.02,
         beta_schedule="linear",
         clip_sample=False,  # the generator switches it on, because of the range
-        clip_sample_range=2.0,  # deviations: a young model's errors at the noisiest steps would else grow without bound
+        clip_sample_range=2.0,  # deviations; errors at the noisiest steps would else grow without bound
         set_alpha_to_one=True,
         steps_offset=1,
         timestep_spacing="trailing",
