@@ -3,17 +3,27 @@
 
 import sys
 
-try:
-    import gnuradio  # noqa: F401
-except ImportError:
-    sys.exit(
-        f"run_flowgraph.py: {sys.executable} has no GNU Radio: run `make setup` once, "
-        "then .venv/bin/python run_flowgraph.py"
-    )
-try:
-    from gnuradio.multisc.run import main
-except ImportError as error:
-    sys.exit(f"run_flowgraph.py: {error}: run `make setup` once, then .venv/bin/python run_flowgraph.py")
+REMEDY = "run `make setup` once, then .venv/bin/python run_flowgraph.py"
+
+
+def main() -> int:
+    """Import what the command needs, or say what is missing, and run it."""
+    try:
+        import gnuradio  # noqa: F401
+    except ImportError:
+        print(f"run_flowgraph.py: {sys.executable} has no GNU Radio: {REMEDY}", file=sys.stderr)
+        return 1
+    try:
+        from gnuradio.multisc import run
+    except ImportError as error:
+        print(f"run_flowgraph.py: {error}: {REMEDY}", file=sys.stderr)
+        return 1
+    return run.main()
+
 
 if __name__ == "__main__":
-    sys.exit(main())
+    try:
+        sys.exit(main())
+    except KeyboardInterrupt:  # while the imports were under way
+        print("run_flowgraph.py: interrupted", file=sys.stderr)
+        sys.exit(130)

@@ -214,12 +214,30 @@ def test_nobody_at_the_address(photo: Path, tmp_path: Path) -> None:
     assert "127.0.0.1:9" in done.stderr
 
 
+def inference_processes(pid: int) -> list[int]:
+    def serves(child: int) -> bool:
+        try:
+            return b"serve" in Path(f"/proc/{child}/cmdline").read_bytes().split(b"\0")
+        except OSError:  # it has ended
+            return False
+
+    return [child for child in children_of(pid) if serves(child)]
+
+
+def test_ctrl_c_while_importing_is_an_orderly_end(tmp_path: Path) -> None:
+    (tmp_path / "gnuradio.py").write_text("import signal; signal.raise_signal(signal.SIGINT)")
+    done = run("--help", PYTHONPATH=str(tmp_path))
+    assert done.returncode == 130
+    assert done.stderr == "run_flowgraph.py: interrupted\n"
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_nothing_is_left_behind_after_a_signal(photo: Path, tmp_path: Path, number: signal.Signals) -> None:
     started = subprocess.Popen(
         [*PROGRAM, "--image", str(photo), "--out", str(tmp_path)], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
     )
-    children = eventually(lambda: children_of(started.pid), "the inference process starts", 60)
+    # Imports start short-lived children too.
+    children = eventually(lambda: inference_processes(started.pid), "the inference process starts", 60)
     started.send_signal(number)
     assert started.wait(30) in (130, 143)
     eventually(lambda: not any(is_running(pid) for pid in children), "the inference process ends")
