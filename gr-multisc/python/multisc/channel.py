@@ -11,7 +11,7 @@ from multisc.channel import Awgn, Chain
 from multisc.errors import BadInputError
 from multisc.phy.units import db
 
-from .burst import END_TAG
+from .burst import BUFFER, END_TAG
 from .message_block import Faults, guarded_work
 
 ROOM = 256  # a clock offset makes a few samples more of what comes in
@@ -35,6 +35,7 @@ class channel(gr.basic_block):
         gr.basic_block.__init__(self, "multisc_channel", in_sig=[np.complex64], out_sig=[np.complex64])
         self.set_tag_propagation_policy(gr.TPP_DONT)
         self.set_min_noutput_items(2 * ROOM)
+        self.set_min_output_buffer(BUFFER)
         self.faults = faults or Faults()
         noise = [index for index, stage in enumerate(chain.stages) if isinstance(stage, Awgn)]
         if len(noise) != 1:

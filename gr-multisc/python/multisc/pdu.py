@@ -216,13 +216,13 @@ def unpack_symbols(meta: dict[str, Any], data: NDArray) -> ModulatedStream:
 def pack_received(
     received: ReceivedStream, envelope: Envelope, quantiser: Quantiser | None, code: str
 ) -> pmt.pmt_base:
-    """A received stream: bits (u8) with their soft bits, or coefficients (f32)."""
+    """A received stream: bits (u8), with their soft bits when there is no code, or coefficients (f32)."""
     meta = {
         "stream": received.name,
         "delivered": received.delivered,
         "crc_ok": received.crc_ok,
         "snr_db": float(received.snr_db),
-        "llrs": received.llrs,
+        "llrs": received.llrs if code == "none" else None,
         "code": code,
     }
     return pack(meta | _quantiser_meta(quantiser) | envelope_meta(envelope), received.data)
@@ -241,7 +241,7 @@ def unpack_received(meta: dict[str, Any], data: NDArray) -> ReceivedStream:
             delivered=bool(meta["delivered"]),
             crc_ok=meta.get("crc_ok"),
             snr_db=float(meta["snr_db"]),
-            llrs=np.asarray(meta["llrs"], np.float32),
+            llrs=meta.get("llrs", np.zeros(0, np.float32)),
         )
     except KeyError as missing:
         raise BadInputError(f"a PDU has no metadata {missing}") from None

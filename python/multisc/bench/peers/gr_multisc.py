@@ -11,6 +11,7 @@ import time
 import pmt
 from gnuradio import blocks, gr
 from gnuradio.multisc import burst_receiver, demodulator
+from gnuradio.multisc.burst import BUFFER
 from gnuradio.multisc.message_block import Faults, MessageBlock
 
 from multisc.phy.config import PhyConfig
@@ -31,9 +32,11 @@ class right_streams(MessageBlock):
 def received(path: str, samples: int, expected: int) -> float:
     """Run ``samples`` through the chain until ``expected`` streams are decoded; seconds it took."""
     graph, faults = gr.top_block(), Faults()
-    source = blocks.file_source(gr.sizeof_gr_complex, path, True)
+    source, head = blocks.file_source(gr.sizeof_gr_complex, path, True), blocks.head(gr.sizeof_gr_complex, samples)
+    for block in (source, head):
+        block.set_min_output_buffer(BUFFER)
     receiver, decoder, sink = burst_receiver(PhyConfig(), faults=faults), demodulator(faults), right_streams(faults)
-    graph.connect(source, blocks.head(gr.sizeof_gr_complex, samples), receiver)
+    graph.connect(source, head, receiver)
     graph.msg_connect(receiver, "symbols", decoder, "symbols")
     graph.msg_connect(decoder, "bits", sink, "bits")
     start = time.perf_counter()
