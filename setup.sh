@@ -52,4 +52,6 @@ from gnuradio import gr
 
 print(f"setup: Python {sys.version.split()[0]}, NumPy {numpy.__version__}, GNU Radio {gr.version()}")
 PY
+say "compiling the inner loops once (half a minute); they are kept beside the sources"
+"$venv/bin/python" "$root/examples/own_streams.py" >/dev/null
 touch "$venv/.ready"

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from multisc.codecs.quantise import Quantiser
+from multisc.images import MAX_PIXELS
 from multisc.link import schema, wire
 from multisc.link.schema import OversizedError, VersionError, WireError
 from multisc.streams import DIGITAL_MODULATIONS, Encoded, ReceivedImage, ReceivedStream, Reconstruction, Stream
@@ -342,3 +343,7 @@ def test_one_line_is_printable_and_short(text):
 def test_schema_text_of_a_terminal_escape():
     assert wire.one_line("a\x1b[31mred\nb") == "a [31mred b"
     assert schema.fields({}, "x") == {}
+
+
+def test_the_largest_picture_fits_one_message() -> None:
+    assert 3 * MAX_PIXELS + (1 << 20) < wire.MESSAGE_LIMIT

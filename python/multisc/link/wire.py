@@ -34,7 +34,8 @@ from multisc.streams import (
 
 VERSION = 1
 MAGIC = b"MSC" + bytes([VERSION])
-MESSAGE_LIMIT = 64 << 20  # bytes of one message, all frames together; a server may set another
+# Bytes of one message, all frames together; a server may set another. Takes the largest picture that is accepted.
+MESSAGE_LIMIT = 192 << 20
 HEADER_LIMIT = 256 << 10
 MAX_ARRAYS = 64
 MAX_IMAGE_SIDE = 16384
