@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.special import erfc
 
 from multisc.phy import modulation
 from multisc.phy.burst import BurstTransmitter
@@ -65,3 +66,23 @@ def mean_error(burst: ReceivedBurst, streams: list[ModulatedStream]) -> float:
     return float(
         np.mean(np.concatenate([np.abs(s.symbols - t.symbols[s.offset :: s.stride]) ** 2 for s, t in pairs]))
     )
+
+
+def theory(name: str, snr_db: float) -> float:
+    """Exact bit error rate of Gray-labelled square QAM and BPSK over AWGN, by adding up the decision regions."""
+    if name == "bpsk":
+        return 0.5 * erfc(np.sqrt(10 ** (snr_db / 10)))
+    bits = modulation.bits_per_symbol(name) // 2
+    count = 1 << bits
+    levels = np.arange(1 - count, count, 2.0)
+    scale = np.sqrt(2 * np.mean(levels**2))
+    sigma = np.sqrt(0.5 * 10 ** (-snr_db / 10)) * scale
+    edges = np.concatenate([[-np.inf], levels[:-1] + 1, [np.inf]])
+    tail = 0.5 * erfc((edges[None, :] - levels[:, None]) / sigma / np.sqrt(2))
+    region = tail[:, :-1] - tail[:, 1:]
+    gray = np.arange(count) ^ (np.arange(count) >> 1)
+    distance = np.array([[bin(a ^ b).count("1") for b in gray] for a in gray])
+    return float((region * distance).sum() / count / bits)
+
+
+AT_1E3 = {"bpsk": 6.79, "qpsk": 9.80, "16qam": 16.55, "64qam": 22.55, "256qam": 28.42}

@@ -12,12 +12,17 @@ pytest.importorskip("gnuradio", reason="GNU Radio is not installed")
 multisc_blocks = pytest.importorskip("gnuradio.multisc", reason="the blocks are not beside GNU Radio: make setup")
 
 from gnuradio.multisc import loopback, outcome  # noqa: E402
+from gnuradio.multisc.burst import LEAD  # noqa: E402
 from gnuradio.multisc.channel import _Energy  # noqa: E402
+from phy_support import AT_1E3, theory  # noqa: E402
 
 from multisc.channel import make_channel  # noqa: E402
 from multisc.codecs.quantise import Quantiser  # noqa: E402
 from multisc.errors import LinkError  # noqa: E402
+from multisc.phy.burst import BurstTransmitter  # noqa: E402
 from multisc.phy.config import PhyConfig  # noqa: E402
+from multisc.phy.receiver import BurstReceiver, IdealSync  # noqa: E402
+from multisc.phy.transport import modulate  # noqa: E402
 from multisc.phy.units import time_noise_variance  # noqa: E402
 from multisc.streams import Encoded, ReceivedImage, Reconstruction, Stream  # noqa: E402
 
@@ -45,8 +50,9 @@ class Echo:
 def run(backend, snr_db: float = 20.0, config: PhyConfig | None = None, seed: int = 0, **channel) -> loopback:
     kind = channel.pop("kind", "awgn")
     power_db = channel.pop("power_db", None)
+    receiver = channel.pop("receiver", None)
     chain = make_channel(kind, time_noise_variance(snr_db), seed, 2e6, **channel)
-    graph = loopback(backend, "echo", {}, config or PhyConfig(), chain, power_db)
+    graph = loopback(backend, "echo", {}, config or PhyConfig(), chain, power_db, receiver)
     graph.send(IMAGE, image_id=seed)
     graph.start()
     deadline = time.monotonic() + 60
@@ -95,6 +101,25 @@ def test_the_channel_has_the_snr_that_was_asked_for(snr_db: float) -> None:
     (result,) = outcome.stream_results(graph, PhyConfig(), {"bits": snr_db})
     assert result.snr_measured_db == pytest.approx(snr_db, abs=0.1)
     assert result.snr_estimated_db == pytest.approx(snr_db, abs=0.5)
+
+
+@pytest.mark.parametrize("name", AT_1E3)
+@pytest.mark.parametrize(("ideal", "within_db"), [(True, 0.3), (False, 0.7)])
+def test_uncoded_error_rate_through_the_flowgraph_is_near_theory(name: str, ideal: bool, within_db: float) -> None:
+    """At 1e-3 the error rate lies between theory and theory at an SNR less by the allowance (99.9 % bounds)."""
+    snr_db, config = AT_1E3[name], PhyConfig()
+    bits = np.random.default_rng(9).integers(0, 2, 240_000).astype(np.uint8)
+    stream = Stream("bits", bits, name)
+    receiver = None
+    if ideal:
+        bursts = BurstTransmitter(config).transmit(10, [modulate(stream)], b"side", "echo")
+        starts = LEAD + np.concatenate([[0], np.cumsum([burst.size for burst in bursts])])[:-1]
+        receiver = BurstReceiver(config, IdealSync(starts.tolist(), time_noise_variance(snr_db)))
+    graph = run(Echo([stream]), snr_db, config, seed=10, receiver=receiver, cfo_hz=0.0 if ideal else 5000.0)
+    (result,) = outcome.stream_results(graph, config, {"bits": snr_db})
+    rate, deviation = result.bit_errors / bits.size, 3.3 / np.sqrt(result.bit_errors)
+    assert rate * (1 + deviation) > theory(name, snr_db)
+    assert rate * (1 - deviation) < theory(name, snr_db - within_db)
 
 
 def test_each_stream_can_have_its_own_snr() -> None:

@@ -6,8 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from phy_support import error_ratio, make_streams, mean_error, noisy, one_burst, receive, silence
-from scipy.special import erfc
+from phy_support import AT_1E3, error_ratio, make_streams, mean_error, noisy, one_burst, receive, silence, theory
 from scipy.stats import binom
 
 from multisc.channel.clock import ClockOffset
@@ -45,26 +44,6 @@ def test_snr_estimate(snr_db: float) -> None:
     assert abs(estimates.mean() - snr_db) < 0.3
     assert np.abs(estimates - snr_db).max() < 0.75
     assert np.mean(np.abs(estimates - snr_db) < 0.5) >= 0.95
-
-
-def theory(name: str, snr_db: float) -> float:
-    """Exact bit error rate of Gray-labelled square QAM and BPSK over AWGN, by adding up the decision regions."""
-    if name == "bpsk":
-        return 0.5 * erfc(np.sqrt(10 ** (snr_db / 10)))
-    bits = modulation.bits_per_symbol(name) // 2
-    count = 1 << bits
-    levels = np.arange(1 - count, count, 2.0)
-    scale = np.sqrt(2 * np.mean(levels**2))
-    sigma = np.sqrt(0.5 * 10 ** (-snr_db / 10)) * scale
-    edges = np.concatenate([[-np.inf], levels[:-1] + 1, [np.inf]])
-    tail = 0.5 * erfc((edges[None, :] - levels[:, None]) / sigma / np.sqrt(2))
-    region = tail[:, :-1] - tail[:, 1:]
-    gray = np.arange(count) ^ (np.arange(count) >> 1)
-    distance = np.array([[bin(a ^ b).count("1") for b in gray] for a in gray])
-    return float((region * distance).sum() / count / bits)
-
-
-AT_1E3 = {"bpsk": 6.79, "qpsk": 9.80, "16qam": 16.55, "64qam": 22.55, "256qam": 28.42}
 
 
 def errors_of(name: str, snr_db: float, ideal: bool, bursts: int) -> tuple[int, int]:

@@ -14,6 +14,7 @@ from pathlib import Path
 from types import FrameType
 
 import numpy as np
+from gnuradio import gr
 from numpy.typing import NDArray
 
 from multisc import images
@@ -71,6 +72,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     args = parser().parse_args(argv)
     signal.signal(signal.SIGTERM, _terminate)
+    gr.logging().set_default_level(gr.log_levels.warn)  # a program's output is its own
     try:
         run(args)
     except MultiscError as error:
