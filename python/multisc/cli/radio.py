@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from functools import partial
 from pathlib import Path
 
 from multisc.channel import KINDS, PROFILES, ChannelConfig
@@ -148,3 +149,12 @@ def add_inference(parser: argparse.ArgumentParser) -> None:
         "--set", dest="options", action="append", default=[], type=option, metavar="NAME=VALUE",
         help="an option of the system; may be repeated",
     )  # fmt: skip
+    for name, what in (("cbr", "channel bandwidth ratio such as 1/12"), ("mcs", "auto, or such as 1/2:16qam")):
+        group.add_argument(
+            f"--{name}", dest="options", action="append", default=[], type=partial(_named, name), metavar="X",
+            help=f"short for --set {name}=X: {what}",
+        )  # fmt: skip
+
+
+def _named(name: str, text: str) -> tuple[str, str]:
+    return name, text
