@@ -25,6 +25,13 @@ def test_snr_for_all_or_by_stream() -> None:
         arguments.snr_of(plan, "bpg")
 
 
+def test_a_stream_that_is_not_there_is_refused() -> None:
+    arguments.check_snr_names(arguments.snr("10"), ["slice"])
+    arguments.check_snr_names(arguments.snr("slice=10,text=3"), ["slice", "text-tl"])
+    with pytest.raises(BadInputError, match="slcie"):
+        arguments.check_snr_names(arguments.snr("slcie=10,3"), ["slice", "text-tl"])
+
+
 @pytest.mark.parametrize(
     ("text", "expected"),
     [("mcs=1/2:16qam", ("mcs", "1/2:16qam")), ("text-bits=4", ("text_bits", 4)), ("conceal=true", ("conceal", True))],

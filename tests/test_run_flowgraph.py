@@ -160,6 +160,7 @@ def test_pictures_of_other_kinds_work(photo: Path, tmp_path: Path) -> None:
         (["--system", "multi-cs"], ["multi-cs", "multi-sc"]),
         (["--set", "steps=0", "--system", "bpg-ldpc"], ["steps"]),
         (["--channel", "vacuum"], ["vacuum"]),
+        (["--system", "bpg-ldpc", "--snr", "bgp=10,3"], ["bgp", "bpg"]),
         (["--system", "bpg-ldpc", "--mcs", "7/3:qpsk"], ["7/3:qpsk"]),
         (["--system", "bpg-ldpc", "--cbr", "0"], ["cbr"]),
         (["--system", "multi-sc", "--cbr", "1/6"], ["cbr"]),

@@ -131,6 +131,7 @@ def run(args: argparse.Namespace) -> None:
         try:
             graph.start()
             _wait(graph, console, "encode", (graph.sent_bits, graph.sent_symbols), args.timeout)
+            arguments.check_snr_names(args.snr, graph.sent_names())
             _wait(graph, console, "transmit", (graph.received_symbols, graph.received_bits), AIR_TIMEOUT_S)
             _wait(graph, console, "decode", (graph.image,), args.timeout)
         finally:

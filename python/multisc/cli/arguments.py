@@ -67,6 +67,17 @@ def snr_of(plan: dict[str, float], stream: str) -> float:
     return plan[max(fitting, key=len)]
 
 
+def check_snr_names(plan: dict[str, float], streams: Sequence[str]) -> None:
+    """Refuse a plan that names a stream which is not there.
+
+    Raises:
+        BadInputError: when a key of the plan fits none of the streams.
+    """
+    for key in plan:
+        if not any(stream.startswith(key) for stream in streams):
+            raise BadInputError(f"--snr {key}={plan[key]:g}: no stream begins so; there are {', '.join(streams)}")
+
+
 def option(text: str) -> tuple[str, Any]:
     """Parse ``name=value`` of a system's option; the value is JSON where it is, else a string."""
     name, equals, value = text.partition("=")

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from multisc.channel import Chain
 from multisc.cli import radio
-from multisc.cli.arguments import finite_float, options, seed, snr
+from multisc.cli.arguments import check_snr_names, finite_float, options, seed, snr
 from multisc.files import printable
 from multisc.images import load_image
 from multisc.link.backend import Backend
@@ -80,6 +80,8 @@ def run(args: argparse.Namespace) -> int:
         Backend(args.inference, args.models, args.inference_keys, on_progress=_say) as backend,
     ):
         encoded = backend.encode(args.system, image, {**context, **options(args.options)})
+        if args.snr is not None:
+            check_snr_names(args.snr, [stream.name for stream in encoded.streams])
         streams = [modulate(stream, radio.power_db(args.snr, stream.name)) for stream in encoded.streams]
         image_id = zlib.crc32(image.tobytes()) if args.image_id is None else args.image_id
         bursts = BurstTransmitter(config).transmit(image_id, streams, encoded.side_info, args.system)
