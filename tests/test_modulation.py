@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from scipy import stats
 from scipy.special import logsumexp
@@ -188,7 +188,16 @@ def test_bad_arguments_are_refused():
             call()
 
 
+@pytest.mark.parametrize("value", [1e-45, 1e-38, 1.2e-38, 1e-37])
+def test_the_smallest_features_are_carried_or_silent(value):
+    symbols, gain = modulation.map_features(np.array([value, -value], np.float32))
+    returned = modulation.demap_features(symbols, gain, 2)
+    assert np.isfinite(symbols).all()
+    np.testing.assert_allclose(returned, [value, -value] if gain else [0, 0], rtol=1e-5)
+
+
 @settings(max_examples=60, deadline=None)
+@example([1.401298464324817e-45])
 @given(st.lists(st.floats(-1e6, 1e6, width=32), max_size=33))
 def test_features_come_back(values):
     features = np.array(values, np.float32)

@@ -127,7 +127,7 @@ def map_features(values: NDArray[np.floating]) -> tuple[NDArray[np.complex64], f
 
     Returns:
         symbols: complex64 of shape (ceil(n/2),): features 0, 2, 4 ... are the real parts, 1, 3, 5 ... the imaginary
-            parts; a last odd place is 0. Mean power 1 (0 if all features are 0).
+            parts; a last odd place is 0. Mean power 1 (0 if all features are 0, or subnormal in float32).
         gain: root-mean-square magnitude of the unscaled symbols, exactly representable in float32: the factor by
             which the receiver multiplies to get features back.
 
@@ -146,7 +146,9 @@ def map_features(values: NDArray[np.floating]) -> tuple[NDArray[np.complex64], f
     scaled = pairs / peak  # so that squares neither overflow nor vanish
     magnitude = peak * np.sqrt(np.mean(scaled.real**2 + scaled.imag**2))
     limits = np.finfo(np.float32)
-    if not limits.tiny <= magnitude <= limits.max:
+    if magnitude < limits.tiny:  # float32 has no normal number for the gain: as good as silence
+        return np.zeros(pairs.size, np.complex64), 0.0
+    if magnitude > limits.max:
         raise BadInputError("cannot map features: their magnitude is outside the range of float32")
     gain = float(np.float32(magnitude))
     return (pairs / gain).astype(np.complex64), gain
