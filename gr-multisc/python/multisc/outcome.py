@@ -87,7 +87,7 @@ def collect(
         about: further fields of ``Result``: system, models, options.
     """
     reconstruction = _reconstruction(graph)
-    preview = graph.encoder.encoded.preview if graph.encoder.encoded else {}
+    preview = _preview(graph)
     text = TextInfo(
         preview.get("captions", []),
         reconstruction.text.get("received", []),
@@ -148,7 +148,7 @@ def write(folder: Path, result: Result, graph: loopback, image: NDArray[np.uint8
         except OSError as error:
             raise MultiscError(f"{printable(folder / file)}: cannot be removed: {error.strerror}") from error
     reconstruction = _reconstruction(graph)
-    preview = graph.encoder.encoded.preview if graph.encoder.encoded else {}
+    preview = _preview(graph)
     pictures = {"source": image}
     pictures |= {name: preview[key] for name, key in (("mask", "mask"), ("slice_sent", "slice")) if key in preview}
     if reconstruction.image is not None:
@@ -174,7 +174,7 @@ def write(folder: Path, result: Result, graph: loopback, image: NDArray[np.uint8
 def files_of(graph: loopback) -> dict[str, str]:
     """The files of ``write`` by what they are."""
     reconstruction = _reconstruction(graph)
-    preview = graph.encoder.encoded.preview if graph.encoder.encoded else {}
+    preview = _preview(graph)
     files = {"result": "result.json", "report": "report.html"}
     if reconstruction.image is not None:
         files["received"] = PICTURES["received"]
@@ -183,6 +183,11 @@ def files_of(graph: loopback) -> dict[str, str]:
     if "slice" in reconstruction.preview:
         files["slice_received"] = PICTURES["slice_received"]
     return files
+
+
+def _preview(graph: loopback) -> dict[str, Any]:
+    """What the transmitter knows and does not send."""
+    return graph.encoder.encoded.preview if graph.encoder.encoded else {}
 
 
 def _reconstruction(graph: loopback) -> Reconstruction:
