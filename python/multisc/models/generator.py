@@ -147,7 +147,6 @@ class Generator:
         ip_scale: float = 1.0,
         seed: int = 0,
         steps: int = 25,
-        candidates: int = 1,
         guidance: float = 2.0,
         paste_subject: bool = True,
     ) -> NDArray[np.uint8]:
@@ -164,7 +163,6 @@ class Generator:
             ip_scale: lambda of eq. 10, 0 or more; 0 leaves the image prompt out.
             seed: of the noise.
             steps: denoising steps, 1 to 1000.
-            candidates: pictures to generate; the one that continues the slice's border best is returned.
             guidance: classifier-free guidance; 1 is none.
             paste_subject: whether the received pixels replace the generated ones inside the box, with a soft seam.
 
@@ -174,19 +172,15 @@ class Generator:
         Raises:
             BadInputError: for an argument outside its range.
         """
-        _check(captions, subject, box, size, ip_scale, steps, candidates)
+        _check(captions, subject, box, size, ip_scale, steps)
         height, width = self.working_size(size)
         condition = self._condition(captions, subject, ip_scale)
-        if subject is None or box is None:  # nothing to choose a candidate by
+        if subject is None or box is None:
             picture = self._denoise(condition, None, (height, width), seed, steps, guidance)
             return _enlarge(picture, size)
         small_box = _scale(box, size, (width, height))
         known = self._known(subject, small_box, (width, height))
-        pictures = [
-            self._denoise(condition, known, (height, width), seed + number, steps, guidance)
-            for number in range(candidates)
-        ]
-        picture = _enlarge(min(pictures, key=lambda made: _seam(made, subject, small_box)), size)
+        picture = _enlarge(self._denoise(condition, known, (height, width), seed, steps, guidance), size)
         return _paste(picture, subject, box) if paste_subject else picture
 
     def working_size(self, size: tuple[int, int]) -> tuple[int, int]:
@@ -296,7 +290,6 @@ def _check(
     size: tuple[int, int],
     ip_scale: float,
     steps: int,
-    candidates: int,
 ) -> None:
     if len(captions) not in (0, 1, 4):
         raise BadInputError(f"{len(captions)} captions: must be 4 (one a block), 1 or none")
@@ -314,8 +307,6 @@ def _check(
         raise BadInputError(f"image prompt weight {ip_scale}: must be 0 or more")
     if not 1 <= steps <= MAX_STEPS:
         raise BadInputError(f"{steps} denoising steps: must be 1 to {MAX_STEPS}")
-    if not 1 <= candidates <= 64:
-        raise BadInputError(f"{candidates} candidates: must be 1 to 64")
 
 
 def _enlarge(picture: NDArray[np.uint8], size: tuple[int, int]) -> NDArray[np.uint8]:
@@ -331,22 +322,6 @@ def _scale(box: Box, size: tuple[int, int], target: tuple[int, int]) -> Box:
         parts.append((low, high - low))
     (x, w), (y, h) = parts
     return x, y, w, h
-
-
-def _seam(picture: NDArray[np.uint8], subject: NDArray[np.uint8], box: Box) -> float:
-    """Mean step in grey levels from the slice's border to the generated pixels just outside of it."""
-    x, y, w, h = box
-    inner = np.asarray(Image.fromarray(subject).resize((w, h), Image.Resampling.LANCZOS), np.float32)
-    steps = []
-    if y > 0:
-        steps.append(inner[0] - picture[y - 1, x : x + w])
-    if y + h < picture.shape[0]:
-        steps.append(inner[-1] - picture[y + h, x : x + w])
-    if x > 0:
-        steps.append(inner[:, 0] - picture[y : y + h, x - 1])
-    if x + w < picture.shape[1]:
-        steps.append(inner[:, -1] - picture[y : y + h, x + w])
-    return float(np.mean([np.abs(step).mean() for step in steps])) if steps else 0.0
 
 
 def _paste(picture: NDArray[np.uint8], subject: NDArray[np.uint8], box: Box) -> NDArray[np.uint8]:
