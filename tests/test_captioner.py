@@ -91,6 +91,32 @@ def test_length_outside_its_range(miniature: Captioner, length: int) -> None:
         miniature.caption([noise(4, 4)], max_tokens=length)
 
 
+def test_likelihood_of_captions_beside_one_token_at_a_time(embedded: Captioner) -> None:
+    import torch
+
+    pictures = [noise(30, 40), noise(64, 20)]
+    captions = ["A dog runs.", "Two men in red shirts are playing a game of soccer on a field."]
+    together = embedded.log_likelihood(pictures, captions)
+    for picture, caption, found in zip(pictures, captions, together, strict=True):
+        ids, terms = embedded.encode(caption), []
+        inputs = embedded._prompt([picture], "Relay a brief, clear account of the picture shown.")
+        for token in ids:
+            with torch.inference_mode():
+                logits = embedded.model(**inputs).logits[0, -1].float()
+            terms.append(float(logits.log_softmax(-1)[token]))
+            more = torch.tensor([[token]])
+            inputs["input_ids"] = torch.cat([inputs["input_ids"], more], 1)
+            inputs["attention_mask"] = torch.cat([inputs["attention_mask"], torch.ones_like(more)], 1)
+        assert found == pytest.approx(np.mean(terms), abs=2e-3)
+    assert embedded.log_likelihood([], []).shape == (0,)
+
+
+@pytest.mark.parametrize("captions", [["a man"], ["a man", ""], ["a man", "a dog", "a cat"]])
+def test_likelihood_needs_a_caption_for_each_picture(miniature: Captioner, captions: list[str]) -> None:
+    with pytest.raises(BadInputError, match="each needs one"):
+        miniature.log_likelihood([noise(8, 8), noise(8, 8)], captions)
+
+
 def test_embedded_captions_are_short_sentences(embedded: Captioner, photograph: NDArray[np.uint8]) -> None:
     height, width = photograph.shape[0] // 2, photograph.shape[1] // 2
     blocks = [

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -79,15 +79,60 @@ class Captioner:
             BadInputError: for an array that is not a picture or a ``max_tokens`` outside its range.
         """
         import torch
-        from PIL import Image
 
         if not 1 <= max_tokens <= MAX_TOKENS:
             raise BadInputError(f"captions of at most {max_tokens} tokens: must be 1 to {MAX_TOKENS}")
+        if not images:
+            return []
+        inputs = self._prompt(images, query)
+        with torch.inference_mode():
+            output = self.model.generate(
+                **inputs, do_sample=False, temperature=None, top_p=None, top_k=None, max_new_tokens=max_tokens
+            )
+        special = set(self.processor.tokenizer.all_special_ids)
+        return [_until_special(row, special) for row in output[:, inputs["input_ids"].shape[1] :].tolist()]
+
+    def log_likelihood(
+        self, images: list[NDArray[np.uint8]], captions: list[str], query: str = PAPER_QUERY
+    ) -> NDArray[np.float32]:
+        """How likely the model would describe each picture by its caption.
+
+        Args:
+            images: uint8 arrays (H, W, 3), at least 1x1.
+            captions: one for each picture, with at least one token.
+            query: the request to the model.
+
+        Returns:
+            Mean of log p(token) over the caption's tokens, float32 of shape (len(images),).
+
+        Raises:
+            BadInputError: for an array that is not a picture, an empty caption, or unequal numbers of the two.
+        """
+        import torch
+
+        ids = [self.encode(caption) for caption in captions]
+        if len(ids) != len(images) or not all(ids):
+            raise BadInputError(f"{len(images)} pictures, {len(ids)} captions: each needs one that is not empty")
+        if not images:
+            return np.zeros(0, np.float32)
+        inputs = self._prompt(images, query)
+        longest = max(map(len, ids))
+        padded = torch.tensor([row + [row[0]] * (longest - len(row)) for row in ids], device=self.model.device)
+        asked = torch.tensor([[k < len(row) for k in range(longest)] for row in ids], device=self.model.device)
+        inputs["input_ids"] = torch.cat([inputs["input_ids"], padded], 1)
+        inputs["attention_mask"] = torch.cat([inputs["attention_mask"], asked.to(inputs["attention_mask"])], 1)
+        with torch.inference_mode():
+            logits = self.model(**inputs).logits[:, -longest - 1 : -1].float()
+        chosen = logits.log_softmax(-1).gather(2, padded[..., None])[..., 0]
+        return ((chosen * asked).sum(1) / asked.sum(1)).cpu().numpy()
+
+    def _prompt(self, images: list[NDArray[np.uint8]], query: str) -> Any:
+        """The model's inputs: a query with each picture."""
+        from PIL import Image
+
         for image in images:
             if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8 or not image.size:
                 raise BadInputError(f"picture of shape {image.shape} {image.dtype}: must be (H, W, 3) uint8")
-        if not images:
-            return []
         content = [{"type": "image"}, {"type": "text", "text": query}]
         prompt = self.processor.apply_chat_template(
             [{"role": "user", "content": content}], add_generation_prompt=True
@@ -97,13 +142,7 @@ class Captioner:
             text=[prompt] * len(images),
             return_tensors="pt",
         )
-        inputs = inputs.to(self.model.device, self.model.dtype)
-        with torch.inference_mode():
-            output = self.model.generate(
-                **inputs, do_sample=False, temperature=None, top_p=None, top_k=None, max_new_tokens=max_tokens
-            )
-        special = set(self.processor.tokenizer.all_special_ids)
-        return [_until_special(row, special) for row in output[:, inputs["input_ids"].shape[1] :].tolist()]
+        return inputs.to(self.model.device, self.model.dtype)
 
     def encode(self, text: str) -> list[int]:
         """Return the token ids of a text, without special tokens added."""
