@@ -15,7 +15,8 @@ from multisc.errors import BadInputError
 from multisc.phy.transport import demodulate, modulate
 from multisc.phy.units import noise_variance
 from multisc.streams import Encoded, ReceivedImage, ReceivedStream, Reconstruction
-from multisc.systems.bpg_ldpc import CONCEALED, BpgLdpc, BpgLdpcOptions, bpg_ldpc, channel_uses
+from multisc.systems.bpg_ldpc import CONCEALED, BpgLdpc, BpgLdpcOptions, bpg_ldpc
+from multisc.systems.budget import channel_uses
 from multisc.systems.mcs import Mcs, choose, threshold_db
 
 

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from multisc.codecs.quantise import Quantiser
 from multisc.errors import BadInputError
-from multisc.phy.transport import StreamDescriptor, demodulate, modulate
+from multisc.phy.transport import StreamDescriptor, channel_uses, demodulate, modulate
 from multisc.streams import DIGITAL_MODULATIONS, Stream
 
 QUIET = np.float32(1e-3)
@@ -25,7 +25,7 @@ QUIET = np.float32(1e-3)
 def test_bits_round_trip(count: int, name: str, code: str, seed: int) -> None:
     bits = np.random.default_rng(seed).integers(0, 2, count).astype(np.uint8)
     sent = modulate(Stream("a", bits, name, code))
-    assert sent.descriptor.symbols == sent.symbols.size
+    assert sent.descriptor.symbols == sent.symbols.size == channel_uses(Stream("a", bits, name, code))
     got = demodulate(sent.descriptor, sent.symbols, np.full(sent.symbols.size, QUIET))
     np.testing.assert_array_equal(got.data, bits)
     assert got.delivered
@@ -36,7 +36,9 @@ def test_bits_round_trip(count: int, name: str, code: str, seed: int) -> None:
 @pytest.mark.parametrize("code", ["none", "nr:1/2"])
 def test_coefficients_round_trip_to_within_a_step(code: str) -> None:
     values = np.random.default_rng(2).uniform(-2, 2, 501).astype(np.float32)
-    sent = modulate(Stream("a", values, "16qam", code, Quantiser(6, 2.0)))
+    stream = Stream("a", values, "16qam", code, Quantiser(6, 2.0))
+    sent = modulate(stream)
+    assert sent.symbols.size == channel_uses(stream)
     got = demodulate(sent.descriptor, sent.symbols, np.full(sent.symbols.size, QUIET))
     assert np.abs(got.data - values).max() <= 2.0 / 64 + 1e-6
 
@@ -45,6 +47,7 @@ def test_coefficients_round_trip_to_within_a_step(code: str) -> None:
 def test_features_round_trip(count: int) -> None:
     values = np.random.default_rng(3).standard_normal(count).astype(np.float32)
     sent = modulate(Stream("a", values, "analog"))
+    assert sent.symbols.size == channel_uses(Stream("a", values, "analog"))
     got = demodulate(sent.descriptor, sent.symbols, np.full(sent.symbols.size, QUIET))
     np.testing.assert_allclose(got.data, values, rtol=1e-5, atol=1e-6)
 

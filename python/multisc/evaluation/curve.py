@@ -29,7 +29,7 @@ from multisc.files import write_atomically
 from multisc.images import load_image
 from multisc.phy.fec import ALGORITHM, ITERATIONS, SCHEDULE
 from multisc.phy.units import linear
-from multisc.systems.bpg_ldpc import channel_uses
+from multisc.systems.budget import channel_uses
 from multisc.systems.mcs import TARGET_OUTAGE, Mcs, count_errors, payload_bits
 
 CAPACITY, ENVELOPE = "bpg-at-capacity", "envelope"

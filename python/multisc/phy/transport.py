@@ -83,6 +83,20 @@ def modulate(stream: Stream, power_db: float = 0.0) -> ModulatedStream:
     return ModulatedStream(described, symbols, power_db)
 
 
+def channel_uses(stream: Stream) -> int:
+    """Return the symbols that a stream takes, without making them.
+
+    Raises:
+        BadInputError: for an unknown code or a length that it does not take.
+    """
+    if stream.kind == "analog":
+        return -(-stream.data.size // 2)
+    width = mod.bits_per_symbol(stream.modulation)
+    bits = stream.data.size * (stream.quantiser.bits if stream.quantiser else 1)
+    coded = make_code(stream.code, bits, width).coded_bits if bits and stream.code != "none" else bits
+    return -(-coded // width)
+
+
 def _coded(code: str, modulation: str, bits: NDArray[np.uint8]) -> NDArray[np.uint8]:
     """FEC, then zero bits up to a whole number of symbols (an uncoded stream may end inside a symbol)."""
     width = mod.bits_per_symbol(modulation)

@@ -53,6 +53,8 @@ def parse_options(kind: type[T], options: Options, system: str) -> T:
         wanted = type(known[name].default)
         if wanted is float and type(value) is int:
             value = float(value)
+        if wanted is str and type(value) in (int, float):
+            value = str(value)  # a number is as good as the word for it: cbr=0.25, chroma=444
         if type(value) is not wanted:
             raise BadInputError(f"{system}: option {name} is {value!r}: must be of type {wanted.__name__}")
         values[name] = value

@@ -7,7 +7,6 @@ no torch, so it runs wherever the streams are.
 from __future__ import annotations
 
 import math
-import re
 from dataclasses import dataclass
 from fractions import Fraction
 
@@ -21,6 +20,7 @@ from multisc.errors import BadInputError
 from multisc.streams import Encoded, ReceivedImage, Reconstruction, Stream
 from multisc.systems import mcs as schemes
 from multisc.systems.base import Options, parse_options
+from multisc.systems.budget import channel_uses, parse_cbr
 from multisc.systems.mcs import Mcs
 
 STREAM = "bpg"
@@ -65,12 +65,7 @@ class BpgLdpcOptions:
     @property
     def ratio(self) -> Fraction:
         """The channel bandwidth ratio as an exact fraction."""
-        # Digits are counted first: a number such as 1e-999999999 would take all memory as a fraction.
-        valid = re.fullmatch(r"\d{1,6}(/0*[1-9]\d{0,6}|\.\d{1,9})?", self.cbr, re.ASCII)
-        ratio = Fraction(self.cbr) if valid else Fraction(0)
-        if not 0 < ratio <= 4:
-            raise BadInputError(f"option cbr is {self.cbr!r}: must be a fraction such as 1/6, above 0 and at most 4")
-        return ratio
+        return parse_cbr(self.cbr)
 
     def code_of(self, scheme: Mcs) -> str:
         """The specification of the code for ``multisc.phy.fec``."""
@@ -81,11 +76,6 @@ class BpgLdpcOptions:
         if len(parts) != 4 or parts[0] != "pyldpc" or not all(p.isascii() and p.isdigit() for p in parts[1:]):
             raise BadInputError(f"option code is {self.code!r}: must be nr or pyldpc:N:DV:DC")
         return 1 - Fraction(int(parts[2]), max(int(parts[3]), 1))
-
-
-def channel_uses(ratio: Fraction, height: int, width: int) -> int:
-    """Channel uses of a picture of a channel bandwidth ratio: floor(ratio * 3 * H * W)."""
-    return math.floor(ratio * 3 * height * width)
 
 
 class BpgLdpc:
@@ -99,7 +89,7 @@ class BpgLdpc:
         Raises:
             BadInputError: also when no BPG file of the picture is small enough for the channel uses.
         """
-        chosen = _options(options)
+        chosen = parse_options(BpgLdpcOptions, options, self.name)
         uses = channel_uses(chosen.ratio, *image.shape[:2])
         encoder = bpg.PictureEncoder(image, chosen.chroma)
         try:
@@ -118,7 +108,7 @@ class BpgLdpc:
 
     def decode(self, received: ReceivedImage, options: Options) -> Reconstruction:
         """See ``System.decode``; an outage unless the CRC holds and the file is sound."""
-        chosen = _options(options)
+        chosen = parse_options(BpgLdpcOptions, options, self.name)
         stream = next((s for s in received.streams if s.name == STREAM), None)
         if stream is None or not stream.delivered:
             return Reconstruction(None, outage_reason="nothing of the BPG stream was received")
@@ -156,12 +146,6 @@ class BpgLdpc:
             return {CONCEALED: bpg.decode(np.packbits(bits).tobytes(), strict=False).rgb}
         except BadInputError:
             return {}
-
-
-def _options(options: Options) -> BpgLdpcOptions:
-    """Numbers are as good as the words that name them: cbr=0.25, chroma=444."""
-    words = {k: str(v) if k in ("cbr", "chroma") and type(v) in (int, float) else v for k, v in options.items()}
-    return parse_options(BpgLdpcOptions, words, BpgLdpc.name)
 
 
 def bpg_ldpc(models: str = "") -> BpgLdpc:
