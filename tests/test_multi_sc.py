@@ -14,30 +14,31 @@ from multisc.images import load_image
 from multisc.models.captioner import Captioner
 from multisc.models.corrector import Corrector
 from multisc.models.profile import load_profile
-from multisc.phy.transport import demodulate, modulate
+from multisc.phy.transport import channel_uses, demodulate, modulate
 from multisc.phy.units import noise_variance
-from multisc.streams import Stream
+from multisc.streams import Encoded, ReceivedImage, ReceivedStream, Stream
 from multisc.systems.base import parse_options
-from multisc.systems.multi_sc import MultiScOptions, SideInfo, split
+from multisc.systems.multi_sc import SLICE_CODECS, MultiSc, MultiScOptions, SideInfo, split
 
 
 @given(
     width=st.integers(16, 8000),
     height=st.integers(16, 8000),
-    slice_size=st.tuples(st.integers(1, 255), st.integers(1, 255)),
+    slice_size=st.tuples(st.integers(1, 1024), st.integers(1, 1024)),
+    codec=st.sampled_from(SLICE_CODECS),
     blocks=st.sampled_from([1, 4]),
     dimensions=st.integers(1, 255),
     data=st.data(),
 )
-def test_side_information_survives(width, height, slice_size, blocks, dimensions, data) -> None:
+def test_side_information_survives(width, height, slice_size, codec, blocks, dimensions, data) -> None:
     x, y = data.draw(st.integers(0, width - 1)), data.draw(st.integers(0, height - 1))
     box = (x, y, data.draw(st.integers(1, width - x)), data.draw(st.integers(1, height - y)))
-    sent = SideInfo(width, height, box, *slice_size, blocks, dimensions)
+    sent = SideInfo(width, height, box, *slice_size, codec, blocks, dimensions)
     assert SideInfo.unpack(sent.pack()) == sent
-    assert len(sent.pack()) == 16
+    assert len(sent.pack()) == 19
 
 
-@given(st.binary(max_size=20))
+@given(st.binary(max_size=22) | st.binary(min_size=19, max_size=19))
 def test_side_information_that_is_none_is_refused_or_makes_sense(data: bytes) -> None:
     try:
         found = SideInfo.unpack(data)
@@ -63,6 +64,12 @@ def test_blocks_are_the_quarters_of_the_picture(photograph) -> None:
     [
         {"slice_size": 7},
         {"slice_bits": 9},
+        {"slice_size": 1025},
+        {"slice_codec": "jpeg"},
+        {"cbr": "0"},
+        {"cbr": "five"},
+        {"candidates": 0},
+        {"candidates": 65},
         {"steps": 0},
         {"ip_scale": -0.1},
         {"text_modulation": "analog"},
@@ -75,6 +82,101 @@ def test_blocks_are_the_quarters_of_the_picture(photograph) -> None:
 def test_options_outside_their_range_are_refused(options) -> None:
     with pytest.raises(BadInputError):
         parse_options(MultiScOptions, options, "multi-sc")
+
+
+@pytest.fixture(scope="module")
+def system() -> MultiSc:
+    return MultiSc("multi-sc", 4, "embedded")
+
+
+def arrive(encoded: Encoded, snr_db: float = 40.0, lost: tuple[str, ...] = ()) -> ReceivedImage:
+    """What comes out of a channel with white noise; some streams never arrive."""
+    rng = np.random.default_rng(5)
+    n0 = noise_variance(snr_db)
+    streams = []
+    for stream in encoded.streams:
+        sent = modulate(stream)
+        noise = np.sqrt(n0 / 2) * (rng.standard_normal((2, sent.symbols.size)).T @ [1, 1j])
+        variance = np.full(sent.symbols.size, np.inf if stream.name in lost else n0, np.float32)
+        streams.append(demodulate(sent.descriptor, (sent.symbols + noise).astype(np.complex64), variance))
+    return ReceivedImage(streams, encoded.side_info)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"cbr": "1/12"},
+        {"cbr": "1/24", "text_code": "nr:1/3", "slice_code": "nr:2/3"},
+        {"cbr": 0.04, "slice_codec": "bpg", "slice_modulation": "16qam"},
+    ],
+)
+def test_budget_is_filled_and_kept(system: MultiSc, photograph, options) -> None:
+    encoded = system.encode(photograph, options)
+    allowed = MultiScOptions(**{"cbr": str(options["cbr"])}).cbr
+    numerator, _, denominator = allowed.partition("/")
+    budget = int(float(numerator) / float(denominator or 1) * photograph.size)
+    used = sum(map(channel_uses, encoded.streams))
+    assert 0.85 * budget < used <= budget
+    shown = system.decode(arrive(encoded), {"steps": 1})
+    assert shown.image.shape == photograph.shape
+    assert shown.preview["slice"].shape == encoded.preview["slice"].shape
+    error = shown.preview["slice"].astype(float) - encoded.preview["slice"]
+    assert 10 * np.log10(255**2 / np.mean(error**2)) > 28
+
+
+def test_bpg_slice_holds_more_of_the_subject_at_equal_channel_uses(system: MultiSc, photograph) -> None:
+    as_pixels, as_bpg = (system.encode(photograph, {"slice_codec": codec}) for codec in SLICE_CODECS[:2])
+    uses = [channel_uses(encoded.streams[0]) for encoded in (as_pixels, as_bpg)]
+    assert 0.8 * uses[0] < uses[1] <= uses[0]
+    assert as_bpg.preview["slice"].size > 4 * as_pixels.preview["slice"].size
+
+
+@pytest.mark.parametrize("cbr", ["1/2000", "1/1000"])
+def test_budget_that_is_too_small(system: MultiSc, photograph, cbr) -> None:
+    with pytest.raises(BadInputError, match=f"cbr {cbr}: .* channel uses"):
+        system.encode(photograph, {"cbr": cbr, "slice_codec": "bpg"})
+
+
+def test_bpg_slice_without_a_code_is_refused(system: MultiSc, photograph) -> None:
+    with pytest.raises(BadInputError, match="needs a code"):
+        system.encode(photograph, {"slice_codec": "bpg", "slice_code": "none"})
+
+
+@pytest.mark.parametrize("lost", [("slice",), ("slice", "text-tl", "text-br"), ("text-tl", "text-tr")])
+def test_what_arrives_is_shown(system: MultiSc, photograph, lost) -> None:
+    encoded = system.encode(photograph, {})
+    shown = system.decode(arrive(encoded, lost=lost), {"steps": 1})
+    assert shown.image.shape == photograph.shape
+    assert ("slice" in shown.preview) == ("slice" not in lost)
+    for name, sent, received in zip(
+        ("text-tl", "text-tr", "text-bl", "text-br"), encoded.preview["captions"], shown.text["received"], strict=True
+    ):
+        assert received == ("" if name in lost else sent)
+
+
+def test_damaged_bpg_slice_is_left_out_and_the_texts_still_make_a_picture(system: MultiSc, photograph) -> None:
+    encoded = system.encode(photograph, {"slice_codec": "bpg"})
+    received = arrive(encoded, -3.0)
+    assert received.streams[0].crc_ok is False
+    shown = system.decode(received, {"steps": 1})
+    assert shown.image.shape == photograph.shape
+    assert "slice" not in shown.preview
+
+
+def test_nothing_arrives(system: MultiSc, photograph) -> None:
+    encoded = system.encode(photograph, {})
+    received = [ReceivedStream(s.name, np.zeros(0, np.float32), delivered=False) for s in encoded.streams]
+    assert system.decode(ReceivedImage(received, encoded.side_info), {}).outage
+
+
+def test_best_of_several_candidates_fits_the_captions_best(system: MultiSc, photograph) -> None:
+    """Generation and selection: the picture that is shown is the one of the N that the captions fit best."""
+    received = arrive(system.encode(photograph, {}))
+    single = [system.decode(received, {"steps": 2, "seed": seed}).image for seed in (3, 4, 5)]
+    shown = system.decode(received, {"steps": 2, "seed": 3, "candidates": 3})
+    fit = [system._captioner.log_likelihood(split(picture, 4), shown.text["corrected"]).sum() for picture in single]
+    assert len(set(fit)) == 3
+    np.testing.assert_array_equal(shown.image, single[int(np.argmax(fit))])
 
 
 @pytest.mark.slow

@@ -8,13 +8,14 @@ IP-Adapter rebuilds the picture from the captions and the slice (eqs. 6 and 10).
 from __future__ import annotations
 
 import struct
-from dataclasses import dataclass
+import sys
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from multisc.codecs import pixels
-from multisc.codecs.quantise import Quantiser
 from multisc.codecs.text import TextCodec
 from multisc.errors import BadInputError
 from multisc.images import MAX_PIXELS
@@ -23,9 +24,13 @@ from multisc.models.corrector import Corrector
 from multisc.models.generator import Generator
 from multisc.models.profile import load_profile
 from multisc.models.segmenter import Segmenter
+from multisc.phy.transport import channel_uses
 from multisc.streams import DIGITAL_MODULATIONS, Encoded, ReceivedImage, ReceivedStream, Reconstruction, Stream
+from multisc.systems import budget, slices
 from multisc.systems.base import Options, parse_options
 
+SLICE_CODECS = ("pixels", "bpg")
+MAX_CANDIDATES = 64
 BLOCK_NAMES = {1: ("text",), 4: ("text-tl", "text-tr", "text-bl", "text-br")}
 
 
@@ -34,40 +39,57 @@ class MultiScOptions:
     """What can be chosen for one picture; validated when built.
 
     Args:
-        slice_size: longest side of the transmitted slice in pixels, 8 to 255.
-        slice_bits: bits per colour sample, 1 to 8.
+        cbr: channel bandwidth ratio of slice and captions together, such as "1/48"; the slice takes what the captions
+            leave. Empty for no such limit: then the slice has 64 pixels on its longer side, or, as BPG, as many
+            channel uses as the quantised pixels of such a slice.
+        slice_codec: one of ``SLICE_CODECS``.
+        slice_size: limit of the slice's longer side in pixels, 8 to 1024; 0 for none but what ``cbr`` sets.
+        slice_bits: bits per colour sample of quantised pixels, 1 to 8.
         slice_modulation, text_modulation: digital modulation of the streams.
-        slice_code, text_code: "none" or a code of ``multisc.phy.fec``.
+        slice_code, text_code: "none" or a code of ``multisc.phy.fec``; an empty ``slice_code`` is "none" for
+            quantised pixels and "nr:1/2" for BPG. Unequal protection is a lower rate for the texts than the slice's.
         text_dimensions: coefficients per token, d of the projection, 1 to 255; 0 for what suits the model's table.
         text_bits: bits per coefficient, 1 to 8.
         ip_scale: weight lambda of the image prompt (eq. 10), 0 to 2.
         steps: denoising steps, 1 to 200.
+        candidates: pictures that the receiver generates, 1 to 64; it shows the one of which the captioner would most
+            likely say what the received captions say.
         seed: seed of the diffusion, not negative.
 
     Raises:
         BadInputError: for a value outside its range.
     """
 
-    slice_size: int = 64
+    cbr: str = ""
+    slice_codec: str = "pixels"
+    slice_size: int = 0
     slice_bits: int = 6
     slice_modulation: str = "qpsk"
-    slice_code: str = "none"
+    slice_code: str = ""
     text_dimensions: int = 0
     text_bits: int = 1
     text_modulation: str = "qpsk"
     text_code: str = "none"
     ip_scale: float = 1.0
     steps: int = 20
+    candidates: int = 1
     seed: int = 0
 
     def __post_init__(self) -> None:
+        if self.cbr:
+            budget.parse_cbr(self.cbr)
+        if self.slice_codec not in SLICE_CODECS:
+            raise BadInputError(f"option slice_codec is {self.slice_codec}: must be one of {', '.join(SLICE_CODECS)}")
+        if self.slice_size and not slices.MIN_SIDE <= self.slice_size <= slices.MAX_SIDE:
+            limits = f"0 or {slices.MIN_SIDE} to {slices.MAX_SIDE}"
+            raise BadInputError(f"option slice_size is {self.slice_size}: must be {limits}")
         for name, low, high in (
-            ("slice_size", 8, 255),
             ("slice_bits", 1, 8),
             ("text_dimensions", 0, 255),
             ("text_bits", 1, 8),
             ("ip_scale", 0, 2),
             ("steps", 1, 200),
+            ("candidates", 1, MAX_CANDIDATES),
             ("seed", 0, 2**63 - 1),
         ):
             if not low <= getattr(self, name) <= high:
@@ -79,38 +101,40 @@ class MultiScOptions:
 
 @dataclass(frozen=True)
 class SideInfo:
-    """What the receiver must know of the picture, in the protected header (16 bytes, big endian)."""
+    """What the receiver must know of the picture, in the protected header (19 bytes, big endian)."""
 
     width: int
     height: int
     box: pixels.Box
     slice_width: int
     slice_height: int
+    slice_codec: str
     blocks: int
     text_dimensions: int
 
-    LAYOUT = struct.Struct(">HHHHHHBBBB")
+    LAYOUT = struct.Struct(">HHHHHHHHBBB")
 
     def pack(self) -> bytes:
-        """Return the 16 bytes."""
-        return self.LAYOUT.pack(
-            self.width, self.height, *self.box, self.slice_width, self.slice_height, self.blocks, self.text_dimensions
-        )
+        """Return the 19 bytes."""
+        sizes = (self.width, self.height, *self.box, self.slice_width, self.slice_height)
+        return self.LAYOUT.pack(*sizes, SLICE_CODECS.index(self.slice_codec), self.blocks, self.text_dimensions)
 
     @classmethod
     def unpack(cls, data: bytes) -> SideInfo:
-        """Read the 16 bytes.
+        """Read the 19 bytes.
 
         Raises:
-            BadInputError: when they are not 16 or say something impossible.
+            BadInputError: when they are not 19 or say something impossible.
         """
         if len(data) != cls.LAYOUT.size:
             raise BadInputError(f"side information of {len(data)} bytes: Multi-SC sends {cls.LAYOUT.size}")
-        width, height, x, y, w, h, slice_width, slice_height, blocks, dimensions = cls.LAYOUT.unpack(data)
+        width, height, x, y, w, h, slice_width, slice_height, codec, blocks, dimensions = cls.LAYOUT.unpack(data)
         fits = 0 < w <= width - x and 0 < h <= height - y and width * height <= MAX_PIXELS
-        if not fits or not slice_width or not slice_height or blocks not in BLOCK_NAMES or not dimensions:
+        fits = fits and 0 < slice_width <= slices.MAX_SIDE and 0 < slice_height <= slices.MAX_SIDE
+        if not fits or codec >= len(SLICE_CODECS) or blocks not in BLOCK_NAMES or not dimensions:
             raise BadInputError("side information of Multi-SC contradicts itself")
-        return cls(width, height, (x, y, w, h), slice_width, slice_height, blocks, dimensions)
+        box = (x, y, w, h)
+        return cls(width, height, box, slice_width, slice_height, SLICE_CODECS[codec], blocks, dimensions)
 
 
 def split(image: NDArray[np.uint8], blocks: int) -> list[NDArray[np.uint8]]:
@@ -151,25 +175,25 @@ class MultiSc:
     def encode(self, image: NDArray[np.uint8], options: Options) -> Encoded:
         """See ``System.encode``; the streams are the slice and the text embeddings in the order of the blocks."""
         chosen = parse_options(MultiScOptions, options, self.name)
+        height, width = image.shape[:2]
         subject = self._segmenter.segment(image)
-        piece = pixels.crop(image, subject.box, chosen.slice_size)
         token_ids = self._captioner.caption(split(image, self._blocks))
         text_codec = self._text_codec(chosen.text_dimensions, chosen.text_bits)
-        streams = [
-            Stream(
-                "slice",
-                pixels.to_coefficients(piece),
-                chosen.slice_modulation,
-                chosen.slice_code,
-                Quantiser(chosen.slice_bits, 1.0),
-            )
+        texts = [
+            Stream(name, text_codec.coefficients(ids), chosen.text_modulation, chosen.text_code, text_codec.quantiser)
+            for name, ids in zip(BLOCK_NAMES[self._blocks], token_ids, strict=True)
         ]
-        for name, ids in zip(BLOCK_NAMES[self._blocks], token_ids, strict=True):
-            coefficients = text_codec.coefficients(ids)
-            streams.append(Stream(name, coefficients, chosen.text_modulation, chosen.text_code, text_codec.quantiser))
-        height, width = image.shape[:2]
+        coded = self._encode_slice(image, subject.box, chosen, sum(map(channel_uses, texts)))
+        piece = coded.piece
         side_info = SideInfo(
-            width, height, subject.box, piece.shape[1], piece.shape[0], self._blocks, text_codec.dimensions
+            width,
+            height,
+            subject.box,
+            piece.shape[1],
+            piece.shape[0],
+            chosen.slice_codec,
+            self._blocks,
+            text_codec.dimensions,
         )
         preview = {
             "mask": np.where(subject.mask, 255, 0).astype(np.uint8),
@@ -178,7 +202,7 @@ class MultiSc:
             "slice": piece,
             "captions": [self._captioner.decode(ids) for ids in token_ids],
         }
-        return Encoded(streams, side_info.pack(), preview)
+        return Encoded([coded.stream, *texts], side_info.pack(), preview)
 
     def decode(self, received: ReceivedImage, options: Options) -> Reconstruction:
         """See ``System.decode``; nothing can be shown only when no stream was delivered."""
@@ -193,25 +217,70 @@ class MultiSc:
         corrected = self._corrector.correct(noisy)
         piece = None
         preview = {}
-        if "slice" in streams:
+        if slices.STREAM in streams:
             size = (side_info.slice_width, side_info.slice_height)
-            piece = preview["slice"] = pixels.from_coefficients(streams["slice"].data, size)
-        image = self._generator.generate(
-            corrected,
-            subject=piece,
-            box=side_info.box,
-            size=(side_info.width, side_info.height),
-            ip_scale=chosen.ip_scale,
-            seed=chosen.seed,
-            steps=chosen.steps,
-        )
+            piece = _slice_codec(replace(chosen, slice_codec=side_info.slice_codec)).decode(streams["slice"], size)
+        if piece is not None:
+            preview["slice"] = piece
+
+        def generate(seed: int) -> NDArray[np.uint8]:
+            return self._generator.generate(
+                corrected,
+                subject=piece,
+                box=side_info.box if piece is not None else None,
+                size=(side_info.width, side_info.height),
+                ip_scale=chosen.ip_scale,
+                seed=seed,
+                steps=chosen.steps,
+            )
+
+        candidates = (generate(chosen.seed + number) for number in range(chosen.candidates))
+        image = self._closest(candidates, corrected) if chosen.candidates > 1 else next(candidates)
         return Reconstruction(image, {"received": noisy, "corrected": corrected}, preview=preview)
+
+    def _closest(self, candidates: Iterable[NDArray[np.uint8]], captions: list[str]) -> NDArray[np.uint8]:
+        """The candidate that the captioner finds to fit the captions best; the first when there are none."""
+
+        def fit(picture: NDArray[np.uint8]) -> float:
+            pairs = [pair for pair in zip(split(picture, len(captions)), captions, strict=True) if pair[1]]
+            likelihoods = self._captioner.log_likelihood([block for block, _ in pairs], [text for _, text in pairs])
+            return float(likelihoods.sum())
+
+        return max(candidates, key=fit)
+
+    def _encode_slice(
+        self, image: NDArray[np.uint8], box: pixels.Box, chosen: MultiScOptions, text_uses: int
+    ) -> slices.CodedSlice:
+        """Code the slice within what the budget leaves for it."""
+        side, uses = chosen.slice_size or slices.MAX_SIDE, sys.maxsize
+        if chosen.cbr:
+            uses = budget.channel_uses(budget.parse_cbr(chosen.cbr), *image.shape[:2])
+            if uses <= text_uses:
+                raise BadInputError(
+                    f"cbr {chosen.cbr}: {uses} channel uses for this picture, of which the captions take {text_uses}"
+                )
+            uses -= text_uses
+        elif chosen.slice_codec == "pixels":
+            side = chosen.slice_size or slices.USUAL_SIDE
+        else:
+            usual = pixels.crop(image, box, slices.USUAL_SIDE)
+            uses = channel_uses(slices.PixelSlices(chosen.slice_bits, chosen.slice_modulation, "none").stream(usual))
+        try:
+            return _slice_codec(chosen).encode(image, box, side, uses)
+        except BadInputError as error:
+            raise BadInputError(f"cbr {chosen.cbr or 'not set'}: {error}") from error
 
     def _text_codec(self, dimensions: int, bits: int) -> TextCodec:
         return TextCodec(self._captioner.table, dimensions or None, bits)
 
     def _read(self, codec: TextCodec, stream: ReceivedStream | None) -> str:
         return "" if stream is None else self._captioner.decode(codec.tokens(stream.data))
+
+
+def _slice_codec(chosen: MultiScOptions) -> slices.SliceCodec:
+    if chosen.slice_codec == "bpg":
+        return slices.BpgSlices(chosen.slice_modulation, chosen.slice_code or "nr:1/2")
+    return slices.PixelSlices(chosen.slice_bits, chosen.slice_modulation, chosen.slice_code or "none")
 
 
 def multi_sc(models: str) -> MultiSc:

@@ -1,0 +1,158 @@
+"""How the slice of the subject travels: as quantised pixels (the paper), as a BPG file, or by deep JSCC.
+
+Each codec fills the channel uses it is given as well as it can, so that they can be compared at an equal number.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from multisc.codecs import bpg, pixels
+from multisc.codecs.bpg.sandbox import decoder_process
+from multisc.codecs.quantise import Quantiser
+from multisc.errors import BadInputError
+from multisc.phy.transport import channel_uses
+from multisc.streams import ReceivedStream, Stream
+from multisc.systems.mcs import payload_bits
+
+STREAM = "slice"
+MIN_SIDE, MAX_SIDE = 8, 1024  # of the longer side of a slice, in pixels
+USUAL_SIDE = 64  # of a slice of quantised pixels that no budget limits
+_SHRINK = 0.8  # from one size that is tried to the next
+_WORST_QP = 38  # beyond it a smaller picture at a lower QP looks better
+
+
+@dataclass(frozen=True)
+class CodedSlice:
+    """A slice, ready to be sent.
+
+    Args:
+        stream: its stream.
+        piece: the slice before its coding, uint8 of shape (h, w, 3).
+    """
+
+    stream: Stream
+    piece: NDArray[np.uint8]
+
+
+class SliceCodec(Protocol):
+    """A way to send the slice."""
+
+    def encode(self, image: NDArray[np.uint8], box: pixels.Box, side: int, uses: int) -> CodedSlice:
+        """Cut the box out of the picture, at most ``side`` pixels long, and code it.
+
+        Args:
+            image: uint8 of shape (H, W, 3).
+            box: x, y, width, height in the picture.
+            side: limit of the longer side of the slice.
+            uses: channel uses that there are.
+
+        Raises:
+            BadInputError: when there are too few channel uses for any slice.
+        """
+
+    def decode(self, received: ReceivedStream, size: tuple[int, int]) -> NDArray[np.uint8] | None:
+        """Return the slice, uint8 of ``size`` = (width, height); None when what arrived holds no picture."""
+
+
+@dataclass(frozen=True)
+class PixelSlices:
+    """Quantised pixels; every error shows, none is fatal.
+
+    Args:
+        bits: per colour sample, 1 to 8.
+        modulation, code: of the stream.
+    """
+
+    bits: int
+    modulation: str
+    code: str
+
+    def encode(self, image: NDArray[np.uint8], box: pixels.Box, side: int, uses: int) -> CodedSlice:
+        """See ``SliceCodec.encode``."""
+        piece = _largest(image, box, side, uses, lambda piece: channel_uses(self.stream(piece)))
+        return CodedSlice(self.stream(piece), piece)
+
+    def stream(self, piece: NDArray[np.uint8]) -> Stream:
+        """The stream of a slice, uint8 (h, w, 3)."""
+        return Stream(STREAM, pixels.to_coefficients(piece), self.modulation, self.code, Quantiser(self.bits, 1.0))
+
+    def decode(self, received: ReceivedStream, size: tuple[int, int]) -> NDArray[np.uint8] | None:
+        """See ``SliceCodec.decode``."""
+        return pixels.from_coefficients(received.data, size)
+
+
+class BpgSlices:
+    """A BPG file in LDPC code blocks; all or nothing. Starts the process that decodes, which takes a moment.
+
+    Args:
+        modulation, code: of the stream.
+    """
+
+    def __init__(self, modulation: str, code: str) -> None:
+        self._modulation, self._code = modulation, code
+        decoder_process.start()
+
+    def encode(self, image: NDArray[np.uint8], box: pixels.Box, side: int, uses: int) -> CodedSlice:
+        """See ``SliceCodec.encode``; the largest slice whose QP is not too coarse, or the smallest one."""
+        if self._code == "none":  # one wrong bit spoils a BPG file
+            raise BadInputError("option slice_code: a slice as BPG needs a code, such as nr:1/2")
+        budget = payload_bits(self._code, self._modulation, uses) // 8
+        longest = min(side, max(box[2:]))
+        while True:
+            piece = pixels.crop(image, box, longest)
+            smaller = int(longest * _SHRINK)
+            try:
+                found = bpg.encode_to_size(piece, budget)
+            except BadInputError as error:
+                if smaller < MIN_SIDE:
+                    raise _too_few(uses) from error
+            else:
+                if found.qp <= _WORST_QP or smaller < MIN_SIDE:
+                    bits = np.unpackbits(np.frombuffer(found.data, np.uint8))
+                    return CodedSlice(Stream(STREAM, bits, self._modulation, self._code), piece)
+            longest = smaller
+
+    def decode(self, received: ReceivedStream, size: tuple[int, int]) -> NDArray[np.uint8] | None:
+        """See ``SliceCodec.decode``."""
+        if received.crc_ok is False:
+            return None
+        try:
+            piece = bpg.decode(np.packbits(received.data).tobytes()).rgb
+        except BadInputError:
+            return None
+        return piece if piece.shape[1::-1] == size else None
+
+
+def _largest(
+    image: NDArray[np.uint8], box: pixels.Box, side: int, uses: int, needs: Callable[[NDArray[np.uint8]], int]
+) -> NDArray[np.uint8]:
+    """The slice with the longest side that needs no more channel uses than there are."""
+
+    def attempt(longest: int) -> NDArray[np.uint8] | None:
+        piece = pixels.crop(image, box, longest)
+        return piece if needs(piece) <= uses else None
+
+    low, high = MIN_SIDE, min(side, max(box[2:]))
+    best = attempt(high)
+    if best is not None:
+        return best
+    while low < high:  # high does not fit
+        middle = (low + high) // 2
+        piece = attempt(middle)
+        if piece is None:
+            high = middle
+        else:
+            best, low = piece, middle + 1
+    if best is None:
+        raise _too_few(uses)
+    return best
+
+
+def _too_few(uses: int) -> BadInputError:
+    return BadInputError(f"{uses} channel uses are left for the slice, too few for any")
