@@ -46,7 +46,7 @@ def test_written_file_has_every_field_of_the_contract(tmp_path):
     assert list(data) == [
         *("schema", "version", "system", "models", "options", "image", "channel", "receiver", "streams"),
         *("channel_uses", "channel_uses_total", "cbr", "outage", "outage_reason", "text", "metrics"),
-        *("metrics_reasons", "timings_s", "files"),
+        *("metrics_reasons", "timings_s", "files", "radio"),
     ]
     assert data["schema"] == "multisc-result/1"
     assert data["version"] == __version__
@@ -229,3 +229,9 @@ def test_documentation_names_every_field_and_its_example_is_valid():
     shown = example().to_dict()
     for name in (*shown, *shown["image"], *shown["channel"], *shown["streams"][0], *shown["text"]):
         assert f"`{name}`" in text
+
+
+def test_a_file_from_before_there_were_radios_is_read():
+    data = example().to_dict()
+    del data["radio"]
+    assert Result.from_dict(data) == example()

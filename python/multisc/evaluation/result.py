@@ -149,6 +149,7 @@ class Result(_Checked):
         receiver: counters of the receiver: bursts received and sent, headers that failed, ...
         timings_s: seconds by stage.
         files: files beside ``result.json`` by what they are; paths relative to its directory.
+        radio: the front end and how it fared; None when nothing was on the air.
     """
 
     system: str
@@ -166,6 +167,7 @@ class Result(_Checked):
     receiver: dict[str, Scalar] = field(default_factory=dict)
     timings_s: dict[str, float] = field(default_factory=dict)
     files: dict[str, str] = field(default_factory=dict)
+    radio: dict[str, Scalar] | None = None
     version: str = __version__
 
     def __post_init__(self) -> None:
@@ -201,6 +203,7 @@ class Result(_Checked):
             "cbr": self.cbr,
             "outage": self.outage,
             **{n: own[n] for n in ("outage_reason", "text", "metrics", "metrics_reasons", "timings_s", "files")},
+            "radio": own["radio"],
         }
 
     def to_json(self) -> str:
@@ -227,7 +230,8 @@ class Result(_Checked):
         schema = data.get("schema")
         _require(schema == SCHEMA, f"schema is {schema!r}, must be {SCHEMA!r}")
         derived = {"schema", "cbr", "outage"}
-        result = _build(cls, {name: value for name, value in data.items() if name not in derived}, "result")
+        stored = {"radio": None, **data}  # which files from before there were radios have not
+        result = _build(cls, {name: value for name, value in stored.items() if name not in derived}, "result")
         _require(data.get("outage") is result.outage, "outage contradicts outage_reason")
         cbr = _convert(data.get("cbr"), float | None, "cbr")
         agrees = math.isclose(cbr, result.cbr, rel_tol=1e-9) if cbr and result.cbr else cbr == result.cbr
