@@ -8,8 +8,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from multisc.errors import BadInputError
+from multisc.phy.grid import Segment
 from multisc.phy.header import StreamEntry
-from multisc.phy.receiver import ReceivedBurst, Segment
+from multisc.phy.receiver import ReceivedBurst
 from multisc.phy.transport import StreamDescriptor, demodulate
 from multisc.streams import ReceivedImage, ReceivedStream
 

@@ -9,18 +9,15 @@ from numpy.typing import NDArray
 
 from multisc.errors import BadInputError
 from multisc.phy.config import PhyConfig
-from multisc.phy.header import MAX_BURSTS, BurstHeader, HeaderCodec, StreamEntry
+from multisc.phy.grid import ResourceGrid, multiplex
+from multisc.phy.header import HeaderCodec
 from multisc.phy.ofdm import grid_of, to_samples
-from multisc.phy.orthogonal import Multiplexer, payload_symbols
 from multisc.phy.preamble import preamble_of
 from multisc.phy.transport import ModulatedStream
 
 
 class BurstTransmitter:
     """Makes bursts: preamble, header, payload.
-
-    An image that does not fit one burst is spread over several: burst b of n carries symbols b, b + n, b + 2n... of
-    each stream, so that a lost burst thins every stream out and takes none away.
 
     Args:
         config: numerology, orthogonal mode, burst limit, amplitude and gap.
@@ -57,43 +54,21 @@ class BurstTransmitter:
         Raises:
             BadInputError: when a field is out of its range or the image takes more than 65535 bursts.
         """
-        limit = self.config.max_payload_symbols
-        where = list(range(len(streams))) if indices is None else list(indices)
-        if len(where) != len(streams) or len(set(where)) != len(where):
-            raise BadInputError(f"stream positions {where}: must be {len(streams)} different ones")
-        for stream in streams:
-            if stream.symbols.size != stream.descriptor.symbols:
-                raise BadInputError(f"stream {stream.descriptor.name}: its descriptor does not fit its symbols")
-        entries = tuple(
-            StreamEntry(index, s.descriptor, round(s.power_db, 2)) for index, s in zip(where, streams, strict=True)
-        )
-        sizes = [s.symbols.size for s in streams]
-        total = max(1, -(-sum(sizes) // (limit * self.config.data_carriers)))
-        while payload_symbols(self.config.orthogonal, _share(sizes, 0, total), self.config.data_carriers) > limit:
-            total += max(1, total // 64)
-            if total > MAX_BURSTS:
-                break
-        if total > MAX_BURSTS:
-            raise BadInputError(
-                f"{len(streams)} streams of {sum(sizes)} symbols take more than {MAX_BURSTS} bursts of {limit} "
-                "payload symbols: allow longer bursts"
-            )
-        bursts = []
-        scaled = [_scale(s, entry.power_db) for s, entry in zip(streams, entries, strict=True)]
-        for sequence in range(total):
-            counts = _share(sizes, sequence, total)
-            symbols = payload_symbols(self.config.orthogonal, counts, self.config.data_carriers)
-            header = BurstHeader(
-                image_id, sequence, total, image_streams or max(1, len(streams)), self.config.orthogonal, system,
-                side_info, entries, symbols,
-            )  # fmt: skip
-            multiplexer = Multiplexer(self.config.orthogonal, tuple(counts), symbols, self.config.data_carriers)
-            payload = multiplexer.map([s[sequence::total] for s in scaled])
-            bursts.append(self._assemble(header, payload))
-        return bursts
+        grids = multiplex(self.config, image_id, streams, side_info, system, indices, image_streams)
+        return [self.assemble(grid) for grid in grids]
 
-    def _assemble(self, header: BurstHeader, payload: NDArray[np.complex64]) -> NDArray[np.complex64]:
-        data = np.concatenate([self._codec.encode(header), payload])
+    def assemble(self, grid: ResourceGrid) -> NDArray[np.complex64]:
+        """Make the burst of a resource grid: preamble, header, payload, ``config.gap`` zeros.
+
+        Raises:
+            BadInputError: when the grid is of another numerology, or its header has a field out of its range.
+        """
+        if grid.symbols.shape[1] != self.config.data_carriers:
+            raise BadInputError(
+                f"a resource grid of {grid.symbols.shape[1]} data carriers: this transmitter has "
+                f"{self.config.data_carriers}; give both the same occupied carriers"
+            )
+        data = np.concatenate([self._codec.encode(grid.header), grid.symbols])
         samples = to_samples(self._grid.fill(data), self.config)
         burst = np.zeros(self._preamble.length + samples.size + self.config.gap, np.complex64)
         burst[: self._preamble.length] = self._preamble.samples
@@ -101,17 +76,6 @@ class BurstTransmitter:
         if self.config.amplitude != 1.0:
             burst *= np.float32(self.config.amplitude)
         return burst
-
-
-def _share(sizes: Sequence[int], sequence: int, total: int) -> list[int]:
-    """Symbols of each stream in burst ``sequence`` of ``total``."""
-    return [max(0, -(-(size - sequence) // total)) for size in sizes]
-
-
-def _scale(stream: ModulatedStream, power_db: float) -> NDArray[np.complex64]:
-    if power_db == 0.0:
-        return stream.symbols
-    return (stream.symbols * np.float32(10.0 ** (power_db / 20.0))).astype(np.complex64)
 
 
 def channel_uses_total(config: PhyConfig, header_symbols: int, payload: int) -> int:

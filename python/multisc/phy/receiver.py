@@ -12,32 +12,15 @@ from numpy.typing import NDArray
 from multisc.phy.buffer import SampleBuffer
 from multisc.phy.config import PhyConfig
 from multisc.phy.estimation import BurstEstimator, IdealEstimator
-from multisc.phy.header import BurstHeader, Control, HeaderCodec, HeaderError, StreamEntry
+from multisc.phy.grid import ResourceGrid, Segment, demultiplex
+from multisc.phy.header import BurstHeader, Control, HeaderCodec, HeaderError
 from multisc.phy.ofdm import grid_of, to_grid
-from multisc.phy.orthogonal import Multiplexer, fits
+from multisc.phy.orthogonal import fits
 from multisc.phy.preamble import LONG_SYMBOLS, preamble_of
 from multisc.phy.sync import BACKOFF, DETECTION_BLOCK, Detection, Detector, FineTiming, Timing
 
 _PIECE = 1 << 16  # samples of a long push taken in at once, so that memory stays bounded
 MAX_OVERLAP = 4  # bursts that may be on the air at once; headers that claim more are refused
-
-
-@dataclass(frozen=True)
-class Segment:
-    """What one burst brings of one stream.
-
-    Args:
-        entry: the stream's row of the header.
-        offset, stride: the symbols are those numbered offset, offset + stride, offset + 2 stride... of the stream.
-        symbols: complex64, equalised to unit mean power.
-        noise_variance: float32, of the complex noise of each symbol; inf where the burst was cut short.
-    """
-
-    entry: StreamEntry
-    offset: int
-    stride: int
-    symbols: NDArray[np.complex64]
-    noise_variance: NDArray[np.float32]
 
 
 @dataclass(frozen=True)
@@ -47,6 +30,7 @@ class ReceivedBurst:
     Args:
         header: what the burst says of itself.
         segments: what it brings of each stream in its table.
+        grid: its equalised payload, of which the segments were taken.
         snr_db: Es/N0 per channel use of a stream at 0 dB.
         cfo: carrier offset in subcarriers.
         clock_ppm: clock offset; positive when the receiver's clock is the faster one.
@@ -59,6 +43,7 @@ class ReceivedBurst:
 
     header: BurstHeader
     segments: tuple[Segment, ...]
+    grid: ResourceGrid
     snr_db: float
     cfo: float
     clock_ppm: float
@@ -337,19 +322,12 @@ class BurstReceiver:
         if here > 0:
             grid = np.concatenate([*opened.grids, self._demodulate(opened, first, here)])
             symbols[:here], variance[:here], evm = estimator.equalise(grid, first)
-        multiplexer = Multiplexer(
-            header.orthogonal, header.counts(), header.payload_symbols, self.config.data_carriers
-        )
-        segments = []
-        for entry, (values, noise) in zip(header.streams, multiplexer.unmap(symbols, variance), strict=True):
-            if entry.power_db != 0.0:
-                values = (values * np.float32(10.0 ** (-entry.power_db / 20.0))).astype(np.complex64)
-                noise = (noise * np.float32(10.0 ** (-entry.power_db / 10.0))).astype(np.float32)
-            segments.append(Segment(entry, header.sequence, header.total, values, noise))
+        resources = ResourceGrid(header, symbols, variance)
         n, step = self.config.fft_size, self.config.symbol_samples
         return ReceivedBurst(
             header=header,
-            segments=tuple(segments),
+            segments=demultiplex(resources),
+            grid=resources,
             snr_db=10.0 * float(np.log10(estimator.snr)),
             cfo=opened.timing.cfo + float(estimator.model[1]) / (2.0 * np.pi) * n / step,
             clock_ppm=-1e6 * float(estimator.model[3]) / (2.0 * np.pi) * n / step,

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from multisc.codecs.quantise import Quantiser
 from multisc.errors import BadInputError
 from multisc.phy import modulation as mod
-from multisc.phy.fec import make_code
+from multisc.phy.fec import Code, make_code
 from multisc.streams import ReceivedStream, Stream
 
 MAX_LENGTH = 1 << 24  # bits or features of one stream
@@ -73,13 +73,53 @@ def modulate(stream: Stream, power_db: float = 0.0) -> ModulatedStream:
         described = StreamDescriptor(stream.name, "analog", "none", stream.data.size, symbols.size, float(gain))
         return ModulatedStream(described, symbols, power_db)
     bits = stream.bits()
+    coded = replace(stream, data=encode(replace(stream, data=bits, quantiser=None)), quantiser=None)
+    modulated = map_coded(coded, bits.size, power_db)
+    return replace(modulated, descriptor=replace(modulated.descriptor, quantiser=stream.quantiser))
+
+
+def encode(stream: Stream) -> NDArray[np.uint8]:
+    """The code bits of a digital stream of bits: what its modulator maps.
+
+    Args:
+        stream: bits, without a quantiser; the code's rate matching is to whole symbols of its modulation.
+
+    Returns:
+        uint8 of 0 and 1; the bits themselves when the stream has no code.
+
+    Raises:
+        BadInputError: for a stream that is too long or an unknown code.
+    """
+    bits = stream.bits()
     if bits.size > MAX_LENGTH:
         raise BadInputError(f"stream {stream.name}: {bits.size} bits, at most {MAX_LENGTH}")
-    coded = _coded(stream.code, stream.modulation, bits)
-    symbols = mod.map_bits(coded, stream.modulation)
-    described = StreamDescriptor(
-        stream.name, stream.modulation, stream.code, bits.size, symbols.size, quantiser=stream.quantiser
-    )
+    code = _code(stream.code, stream.modulation, bits.size)
+    return code.encode(bits) if code else bits
+
+
+def map_coded(stream: Stream, length: int, power_db: float = 0.0) -> ModulatedStream:
+    """Map code bits to channel symbols; zero bits fill the last symbol of an uncoded stream.
+
+    Args:
+        stream: its data are the code bits that ``encode`` made.
+        length: payload bits they were made of.
+        power_db: see ``ModulatedStream``.
+
+    Raises:
+        BadInputError: when that many payload bits do not give these code bits.
+    """
+    width = mod.bits_per_symbol(stream.modulation)
+    bits = stream.data
+    code = _code(stream.code, stream.modulation, length)
+    expected = code.coded_bits if code else length
+    if bits.size != expected:
+        raise BadInputError(
+            f"stream {stream.name}: {bits.size} code bits, {length} bits of {stream.code} in {stream.modulation} "
+            f"make {expected}"
+        )
+    whole = np.concatenate([bits, np.zeros(-bits.size % width, np.uint8)]) if bits.size % width else bits
+    symbols = mod.map_bits(whole, stream.modulation)
+    described = StreamDescriptor(stream.name, stream.modulation, stream.code, length, symbols.size)
     return ModulatedStream(described, symbols, power_db)
 
 
@@ -97,12 +137,11 @@ def channel_uses(stream: Stream) -> int:
     return -(-coded // width)
 
 
-def _coded(code: str, modulation: str, bits: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """FEC, then zero bits up to a whole number of symbols (an uncoded stream may end inside a symbol)."""
-    width = mod.bits_per_symbol(modulation)
-    if bits.size and code != "none":
-        bits = make_code(code, bits.size, width).encode(bits)
-    return np.concatenate([bits, np.zeros(-bits.size % width, np.uint8)]) if bits.size % width else bits
+def _code(spec: str, modulation: str, length: int) -> Code | None:
+    """The code of a stream of so many bits; None where there is nothing to encode."""
+    if spec == "none" or length == 0:
+        return None
+    return make_code(spec, length, mod.bits_per_symbol(modulation))
 
 
 def demodulate(
@@ -121,6 +160,29 @@ def demodulate(
     Raises:
         BadInputError: when the descriptor contradicts itself or the symbols: a header that lies.
     """
+    received = demap(descriptor, symbols, noise_variance)
+    if descriptor.modulation == "analog":
+        return received
+    decoded = decode(received, descriptor.code, descriptor.modulation, descriptor.length)
+    if descriptor.quantiser is None:
+        return decoded
+    return dequantise(decoded, descriptor.quantiser, descriptor.code)
+
+
+def demap(
+    descriptor: StreamDescriptor, symbols: NDArray[np.complex64], noise_variance: NDArray[np.float32]
+) -> ReceivedStream:
+    """The soft bits of a stream before its code is decoded, or the features of an analog stream.
+
+    Args:
+        descriptor, symbols, noise_variance: see ``demodulate``.
+
+    Returns:
+        The stream; ``llrs`` are those of the code bits, 0 where nothing was received, ``data`` their hard decisions.
+
+    Raises:
+        BadInputError: see ``demodulate``.
+    """
     if symbols.size != descriptor.symbols or noise_variance.size != descriptor.symbols:
         raise BadInputError(
             f"stream {descriptor.name}: {symbols.size} symbols where {descriptor.symbols} are announced"
@@ -131,12 +193,11 @@ def demodulate(
     noise = float(noise_variance[received].mean(dtype=np.float64)) if received.any() else float("nan")
     snr_db = -10.0 * np.log10(noise) if noise > 0 else float("nan")
     if descriptor.modulation == "analog":
-        return _demodulate_analog(descriptor, symbols, received, delivered, snr_db)
+        return _demap_analog(descriptor, symbols, received, delivered, snr_db)
     if descriptor.quantiser is not None and descriptor.length % descriptor.quantiser.bits:
         raise BadInputError(f"stream {descriptor.name}: {descriptor.length} bits are no whole number of coefficients")
     width = mod.bits_per_symbol(descriptor.modulation)
-    coded = descriptor.code != "none" and descriptor.length > 0
-    code = make_code(descriptor.code, descriptor.length, width) if coded else None
+    code = _code(descriptor.code, descriptor.modulation, descriptor.length)
     expected = code.coded_bits if code else descriptor.length
     if -(-expected // width) != descriptor.symbols:
         raise BadInputError(
@@ -151,14 +212,28 @@ def demodulate(
             heard = mod.demap(symbols[received], noise_variance[received], descriptor.modulation)
             llrs[received] = heard.reshape(-1, width)
         llrs = llrs.ravel()[:expected]
-    if code is None:
-        received_stream = ReceivedStream(descriptor.name, (llrs < 0).astype(np.uint8), delivered, None, snr_db, llrs)
-    else:
-        decoded = code.decode(llrs)
-        received_stream = ReceivedStream(descriptor.name, decoded.bits, delivered, decoded.crc_ok, snr_db, llrs)
-    if descriptor.quantiser is None:
-        return received_stream
-    return dequantise(received_stream, descriptor.quantiser, descriptor.code)
+    return ReceivedStream(descriptor.name, (llrs < 0).astype(np.uint8), delivered, None, snr_db, llrs)
+
+
+def decode(received: ReceivedStream, code: str, modulation: str, length: int) -> ReceivedStream:
+    """Decode the code of a digital stream.
+
+    Args:
+        received: with the soft bits of the code bits, as ``demap`` gives them.
+        code, modulation: of the stream.
+        length: its payload bits.
+
+    Returns:
+        The stream with its payload bits and the verdict of the CRC; unchanged where there is no code.
+
+    Raises:
+        BadInputError: for an unknown code, or when that many payload bits do not give these code bits.
+    """
+    chain = _code(code, modulation, length)
+    if chain is None:
+        return received
+    decoded = chain.decode(received.llrs)
+    return replace(received, data=decoded.bits, crc_ok=decoded.crc_ok)
 
 
 def dequantise(received: ReceivedStream, quantiser: Quantiser, code: str) -> ReceivedStream:
@@ -177,7 +252,7 @@ def dequantise(received: ReceivedStream, quantiser: Quantiser, code: str) -> Rec
     return replace(received, data=data)
 
 
-def _demodulate_analog(
+def _demap_analog(
     descriptor: StreamDescriptor,
     symbols: NDArray[np.complex64],
     received: NDArray[np.bool_],
