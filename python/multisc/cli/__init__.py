@@ -20,6 +20,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "ber": ("multisc.cli.ber", "link-level Monte Carlo of one code and modulation"),
     "bench": ("multisc.cli.bench", "measure speed beside other implementations"),
     "curve": ("multisc.cli.curve", "quality against SNR of a digital reference chain"),
+    "sweep": ("multisc.cli.sweep", "quality against SNR of every system"),
     "train": ("multisc.cli.train", "train the embedded models"),
 }
 
@@ -39,7 +40,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         sub = subparsers.add_parser(name, help=summary, formatter_class=argparse.RawDescriptionHelpFormatter)
         if name == chosen:
             importlib.import_module(module).configure(sub)
-    args = parser.parse_args(argv)
+    args = parser.parse_args(argv, argparse.Namespace(argv=argv))
     try:
         return importlib.import_module(COMMANDS[args.command][0]).run(args)
     except MultiscError as error:

@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import math
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, NoReturn
 
 from multisc.errors import BadInputError
+from multisc.files import printable
+
+IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".ppm"}
+MAX_SNRS = 1000
 
 
 class Parser(argparse.ArgumentParser):
@@ -35,6 +41,47 @@ def seed(text: str) -> int:
     if not (text.isascii() and text.isdigit() and int(text) < 2**32):
         raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 0 to {2**32 - 1}")
     return int(text)
+
+
+def positive(text: str) -> int:
+    """Parse a whole number from 1 to a million."""
+    if not (text.isascii() and text.isdigit() and 1 <= int(text) <= 10**6):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 1 to 1000000")
+    return int(text)
+
+
+def snr_values(text: str) -> tuple[float, ...]:
+    """Parse Es/N0 values in dB, ascending, -30 to 60: ``FROM:TO:STEP``, or numbers with commas between them."""
+    if ":" in text:
+        parts = [finite_float(part) for part in text.split(":")]
+        valid = len(parts) == 3 and -30 <= parts[0] <= parts[1] <= 60 and parts[2] > 0
+        count = int((parts[1] - parts[0]) / parts[2] + 1e-9) + 1 if valid else 0
+        values = [round(parts[0] + i * parts[2], 6) for i in range(min(count, MAX_SNRS + 1))]
+    else:
+        values = [finite_float(part) for part in text.split(",")]
+    ascending = all(a < b for a, b in itertools.pairwise(values))
+    if not (1 <= len(values) <= MAX_SNRS and ascending and values[0] >= -30 and values[-1] <= 60):
+        raise argparse.ArgumentTypeError(
+            f"{text!r}: must be FROM:TO:STEP or such as 0,5,10, ascending within -30 to 60 dB, "
+            f"at most {MAX_SNRS} values"
+        )
+    return tuple(values)
+
+
+def image_files(path: Path) -> tuple[Path, ...]:
+    """Return an image file, or the image files in a directory by name.
+
+    Raises:
+        BadInputError: when there is nothing, or no image in the directory.
+    """
+    if not path.exists():
+        raise BadInputError(f"{printable(path)}: no such file or directory")
+    if not path.is_dir():
+        return (path,)
+    found = tuple(sorted(p for p in path.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES and p.is_file()))
+    if not found:
+        raise BadInputError(f"{printable(path)}: no image in it ({', '.join(sorted(IMAGE_SUFFIXES))})")
+    return found
 
 
 def snr(text: str) -> dict[str, float]:

@@ -17,17 +17,14 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from multisc.cli.arguments import finite_float, seed
+from multisc.cli.arguments import image_files, positive, seed, snr_values
 from multisc.codecs.bpg.encoder import FORMATS
-from multisc.errors import BadInputError, MultiscError
+from multisc.errors import MultiscError
 from multisc.evaluation.curve import CurveConfig, measure
 from multisc.evaluation.curve_report import write_report
 from multisc.files import printable
 from multisc.systems.bpg_ldpc import BpgLdpcOptions
 from multisc.systems.mcs import LITERATURE, Mcs, table
-
-SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".ppm"}
-_MAX_POINTS = 1000
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -38,7 +35,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "--images", type=Path, required=True, metavar="DIR", help="a directory of images, or one image"
     )
     parser.add_argument("--cbr", required=True, metavar="RATIO", help="channel uses over 3 H W, such as 1/12")
-    parser.add_argument("--snr", type=_snrs, required=True, metavar="FROM:TO:STEP", help="Es/N0 in dB, or one number")
+    parser.add_argument("--snr", type=snr_values, required=True, metavar="DB", help="Es/N0: FROM:TO:STEP, or 0,5,10")
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="curve.json, curve.csv, curve.png")
     parser.add_argument(
         "--mcs",
@@ -48,17 +45,17 @@ def configure(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--chroma", choices=list(FORMATS), default="420", help="default: %(default)s")
     parser.add_argument(
-        "--frames", type=_positive, default=100, metavar="N", help="streams per scheme and SNR; default: %(default)s"
+        "--frames", type=positive, default=100, metavar="N", help="streams per scheme and SNR; default: %(default)s"
     )
     parser.add_argument("--seed", type=seed, default=0, help="default: %(default)s")
-    parser.add_argument("--jobs", type=_positive, default=0, metavar="N", help="processes; default: one per core")
+    parser.add_argument("--jobs", type=positive, default=0, metavar="N", help="processes; default: one per core")
 
 
 def run(args: argparse.Namespace) -> int:
     """Measure, write the files and print the envelope."""
     BpgLdpcOptions(cbr=args.cbr, mcs=str(Mcs("1/2", "qpsk")), chroma=args.chroma)  # checks them
     config = CurveConfig(
-        images=_images(args.images),
+        images=image_files(args.images),
         cbr=args.cbr,
         snr_db=args.snr,
         schemes=_schemes(args.mcs),
@@ -91,39 +88,9 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _snrs(text: str) -> tuple[float, ...]:
-    parts = [finite_float(part) for part in text.split(":")]
-    if len(parts) == 1:
-        parts = [parts[0], parts[0], 1.0]
-    valid = len(parts) == 3 and -30 <= parts[0] <= parts[1] <= 60 and parts[2] > 0
-    count = int((parts[1] - parts[0]) / parts[2] + 1e-9) + 1 if valid else 0
-    if not 1 <= count <= _MAX_POINTS:
-        raise argparse.ArgumentTypeError(
-            f"{text!r}: must be FROM:TO:STEP within -30 to 60 dB, at most {_MAX_POINTS} values"
-        )
-    return tuple(round(parts[0] + i * parts[2], 6) for i in range(count))
-
-
-def _positive(text: str) -> int:
-    if not (text.isascii() and text.isdigit() and 1 <= int(text) <= 10**6):
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 1 to 1000000")
-    return int(text)
-
-
 def _schemes(text: str) -> tuple[str, ...]:
     if text == "literature":
         return LITERATURE
     if text == "all":
         return tuple(table())
     return tuple(dict.fromkeys(str(Mcs.parse(part.strip())) for part in text.split(",")))
-
-
-def _images(path: Path) -> tuple[Path, ...]:
-    if not path.exists():
-        raise BadInputError(f"{printable(path)}: no such file or directory")
-    if not path.is_dir():
-        return (path,)
-    found = tuple(sorted(p for p in path.iterdir() if p.suffix.lower() in SUFFIXES and p.is_file()))
-    if not found:
-        raise BadInputError(f"{printable(path)}: no image in it ({', '.join(sorted(SUFFIXES))})")
-    return found

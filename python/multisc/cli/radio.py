@@ -136,8 +136,8 @@ def power_db(plan: dict[str, float] | None, stream: str) -> float:
     return level
 
 
-def add_inference(parser: argparse.ArgumentParser) -> None:
-    """Add where systems with models run, and their options."""
+def add_models(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:
+    """Add where systems with models run."""
     group = parser.add_argument_group("inference")
     where = group.add_mutually_exclusive_group()
     where.add_argument("--inference", metavar="ADDRESS", help="of `multisc serve`; default: a process of our own")
@@ -145,6 +145,12 @@ def add_inference(parser: argparse.ArgumentParser) -> None:
         "--models", default="embedded", metavar="PROFILE", help="embedded (default), foundation or a directory"
     )
     group.add_argument("--inference-keys", type=Path, metavar="FILE", help="client.key of a remote inference process")
+    return group
+
+
+def add_inference(parser: argparse.ArgumentParser) -> None:
+    """Add where systems with models run, and their options."""
+    group = add_models(parser)
     group.add_argument(
         "--set", dest="options", action="append", default=[], type=option, metavar="NAME=VALUE",
         help="an option of the system; may be repeated",

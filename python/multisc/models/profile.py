@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -92,3 +93,24 @@ def load_profile(name: str | Path) -> Profile:
     if not found:
         raise BadInputError(f"models {name}: holds none of the subdirectories {', '.join(PARTS)}")
     return Profile(str(name), found)
+
+
+def fingerprint(name: str | Path) -> str:
+    """Return a profile's name with a digest that changes with any of its checkpoints.
+
+    Args:
+        name: as ``load_profile``.
+
+    Raises:
+        BadInputError: as ``load_profile``.
+    """
+    profile = load_profile(name)
+    digest = hashlib.sha256()
+    for part, source in sorted(profile.sources.items()):
+        digest.update(part.encode())
+        files = sorted(file for file in Path(source).rglob("*") if file.is_file() and file.suffix != ".md")
+        for file in files:
+            digest.update(hashlib.sha256(file.read_bytes()).digest())
+        if not files:  # a name on the hub
+            digest.update(source.encode())
+    return f"{profile.name} {digest.hexdigest()[:12]}"
