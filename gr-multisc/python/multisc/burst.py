@@ -8,11 +8,14 @@ from collections import OrderedDict, deque
 import numpy as np
 import pmt
 from gnuradio import gr
+from numpy.typing import NDArray
 
 from multisc.phy.assembly import AssembledImage, Assembler
 from multisc.phy.burst import BurstTransmitter, burst_uses
 from multisc.phy.config import PhyConfig
+from multisc.phy.ofdm import grid_of, to_samples
 from multisc.phy.receiver import BurstReceiver
+from multisc.phy.sequences import qpsk
 from multisc.phy.transport import ModulatedStream
 
 from . import pdu
@@ -21,6 +24,8 @@ from .message_block import Faults, guarded_work
 END_TAG = pmt.intern("end")
 LEAD = 1000
 MAX_IMAGES_WAITING = 16
+WARM_UP_SYMBOLS = 32
+WARM_UP_SEED = 0x57524D
 BUFFER = 65536  # samples; the receiver works in fewer and larger pieces than GNU Radio's default of 8192 gives
 
 
@@ -31,25 +36,44 @@ class burst_transmitter(gr.sync_block):
     there. Output: complex samples, ``LEAD`` zeros before the first burst. After ``pdu.END`` it sends as many zeros
     again, marks the last one with the tag ``end`` and finishes.
 
+    ``continuous`` is for radios, whose converters take a sample at every tick: between the bursts there are zeros, as
+    many as are asked for, so that a burst waits no longer than the buffers behind this block are deep. A stretch of
+    OFDM without preamble comes first, which no receiver takes for a burst: radios spoil the beginning. Real and
+    imaginary part are limited to +-1, where converters wrap around or worse.
+
     Args:
         config: numerology, orthogonal mode, amplitude.
         faults: shared record of failures.
+        continuous: whether there is a radio behind this block.
+        tail: zeros after ``pdu.END``; in front of a radio as many as it may hold back when the stream ends.
 
     Attributes:
         channel_uses: payload data symbols of all streams so far.
         channel_uses_total: these and preamble, header, pilots and padding.
         bursts: bursts made so far.
+        clipped: samples that were limited.
+        waiting: samples of bursts that have not left yet.
     """
 
-    def __init__(self, config: PhyConfig, faults: Faults | None = None) -> None:
+    def __init__(
+        self, config: PhyConfig, faults: Faults | None = None, continuous: bool = False, tail: int = LEAD
+    ) -> None:
         gr.sync_block.__init__(self, "multisc_burst_transmitter", in_sig=None, out_sig=[np.complex64])
         self.set_min_output_buffer(BUFFER)
         self.faults = faults or Faults()
         self._config = config
         self._transmitter = BurstTransmitter(config)
         self._waiting: OrderedDict[int, dict[int, ModulatedStream]] = OrderedDict()
-        self._samples = deque([np.zeros(LEAD, np.complex64)])
+        self._samples: deque[NDArray[np.complex64]] = deque()
+        self._continuous = continuous
+        self._tail = tail
         self._ended = False
+        self.clipped = 0
+        self.waiting = 0
+        self._append(np.zeros(LEAD, np.complex64))
+        if continuous:
+            self._append(_warm_up(config))
+            self._append(np.zeros(LEAD, np.complex64))
         self.channel_uses = 0
         self.channel_uses_total = 0
         self.bursts = 0
@@ -64,7 +88,7 @@ class burst_transmitter(gr.sync_block):
 
     def _take(self, message: pmt.pmt_base) -> None:
         if pdu.is_end(message):
-            self._samples.append(np.zeros(LEAD, np.complex64))
+            self._append(np.zeros(self._tail, np.complex64))
             self._ended = True
             return
         meta, data = pdu.unpack(message)
@@ -78,10 +102,21 @@ class burst_transmitter(gr.sync_block):
         del self._waiting[envelope.image_id]
         ordered = [streams[index] for index in sorted(streams)]
         bursts = self._transmitter.transmit(envelope.image_id, ordered, envelope.side_info, envelope.system)
-        self._samples.extend(bursts)
+        for burst in bursts:
+            self._append(burst)
         self.bursts += len(bursts)
         self.channel_uses += sum(stream.symbols.size for stream in ordered)
         self.channel_uses_total += sum(burst_uses(self._config, burst) for burst in bursts)
+
+    def _append(self, samples: NDArray[np.complex64]) -> None:
+        if self._continuous:
+            parts = samples.view(np.float32).reshape(-1, 2)
+            outside = np.abs(parts).max(axis=1) > 1.0
+            if outside.any():
+                self.clipped += int(np.count_nonzero(outside))
+                samples = np.clip(parts, -1.0, 1.0).view(np.complex64).ravel()
+        self._samples.append(samples)
+        self.waiting += samples.size
 
     @guarded_work
     def work(self, input_items: list, output_items: list) -> int:
@@ -95,6 +130,10 @@ class burst_transmitter(gr.sync_block):
             filled += count
             if count < piece.size:
                 self._samples.appendleft(piece[count:])
+        self.waiting -= filled
+        if self._continuous and not self._ended:
+            out[filled:] = 0
+            return out.size
         if not filled:
             if self._ended:
                 return -1
@@ -109,8 +148,9 @@ class burst_receiver(gr.sync_block):
     """Samples in, the streams of the images in them out, as equalised symbols.
 
     Output ``symbols``: one PDU of c32 per stream with the noise variance of each symbol (docs/pdu.md), when an image
-    is whole or no more of it is to be expected. At the tag ``end`` everything under way is handed on, then
-    ``pdu.END`` is sent. Fastest behind a block with an output buffer of ``BUFFER`` samples.
+    is whole or no more of it is to be expected. At the tag ``end``, or a message at the input ``end``, everything
+    under way is handed on, then ``pdu.END`` is sent. Fastest behind a block with an output buffer of ``BUFFER``
+    samples.
 
     Args:
         config: the transmitter's numerology; the orthogonal mode is learned from each burst.
@@ -131,6 +171,14 @@ class burst_receiver(gr.sync_block):
         self._assembler = Assembler()
         self.last_image: AssembledImage | None = None
         self.message_port_register_out(pmt.intern("symbols"))
+        self.message_port_register_in(pmt.intern("end"))
+        self.set_msg_handler(pmt.intern("end"), self._handle_end)
+
+    def _handle_end(self, message: pmt.pmt_base) -> None:
+        try:
+            self._finish()
+        except Exception as error:
+            self.faults.add(error, self.alias())
 
     @guarded_work
     def work(self, input_items: list, output_items: list) -> int:
@@ -140,11 +188,14 @@ class burst_receiver(gr.sync_block):
         for burst in self.receiver.push(samples):
             self._send(self._assembler.add(burst))
         if ends:
-            for burst in self.receiver.flush():
-                self._send(self._assembler.add(burst))
-            self._send(self._assembler.flush())
-            self.message_port_pub(pmt.intern("symbols"), pdu.END)
+            self._finish()
         return samples.size
+
+    def _finish(self) -> None:
+        for burst in self.receiver.flush():
+            self._send(self._assembler.add(burst))
+        self._send(self._assembler.flush())
+        self.message_port_pub(pmt.intern("symbols"), pdu.END)
 
     def _send(self, images: list[AssembledImage]) -> None:
         for image in images:
@@ -153,3 +204,9 @@ class burst_receiver(gr.sync_block):
                 envelope = pdu.Envelope(image.image_id, index, len(image.streams), image.system, image.side_info)
                 message = pdu.pack_symbols(descriptor, symbols, envelope, noise_variance)
                 self.message_port_pub(pmt.intern("symbols"), message)
+
+
+def _warm_up(config: PhyConfig) -> NDArray[np.complex64]:
+    """OFDM symbols without preamble and header, at the level of a burst."""
+    data = qpsk(WARM_UP_SEED, WARM_UP_SYMBOLS * config.data_carriers).reshape(WARM_UP_SYMBOLS, -1)
+    return (to_samples(grid_of(config).fill(data), config) * np.float32(config.amplitude)).astype(np.complex64)
