@@ -208,11 +208,12 @@ def _records(
     """The results of one picture by one system, of every SNR."""
     digest = hashlib.sha256(image.tobytes()).hexdigest()
     encoded: Encoded | None = None
-    context = get_entry(variant.system).context
+    entry = get_entry(variant.system)
+    models = config.models if entry.needs_models else ""
     for snr_db in config.snr_db:
         facts = {"seed": config.seed, "snr_db": snr_db}
-        options = {name: facts[name] for name in context} | variant.options
-        about = [SCHEMA, __version__, config.models, variant.system, options, digest, image.shape, snr_db]
+        options = {name: facts[name] for name in entry.context} | variant.options
+        about = [SCHEMA, __version__, models, variant.system, options, digest, image.shape, snr_db]
         about += [config.seed, asdict(config.channel), asdict(config.phy)]
         file = kept / f"{hashlib.sha256(json.dumps(about).encode()).hexdigest()[:24]}.json"
         if file.exists():
