@@ -10,7 +10,7 @@ from conftest import SHARED
 from miniatures import write_llava
 from numpy.typing import NDArray
 
-from multisc.codecs.text import TextCodec
+from multisc.codecs.text import EmbeddingCodec
 from multisc.errors import BadInputError
 from multisc.models.captioner import Captioner
 from multisc.models.profile import load_profile
@@ -136,9 +136,9 @@ def test_embedded_captions_are_short_sentences(embedded: Captioner, photograph: 
 
 
 def test_embedded_table_is_a_code(embedded: Captioner) -> None:
-    codec = TextCodec(embedded.table)
-    assert codec.bits_per_token == 28
-    assert len(np.unique(codec.codebook, axis=0)) == len(embedded.table)
+    codec = EmbeddingCodec(embedded.table)
+    assert codec.bits_per_id == 28
+    assert len(np.unique(codec.rows, axis=0)) == len(embedded.table)
 
 
 def test_embedded_checkpoint_is_small(embedded: Captioner) -> None:

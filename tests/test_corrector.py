@@ -11,7 +11,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from miniatures import write_bart
 
-from multisc.codecs.text import TextCodec
 from multisc.models.captioner import Captioner
 from multisc.models.corrector import BATCH, Corrector
 from multisc.models.profile import load_profile
@@ -43,8 +42,7 @@ def embedded() -> Corrector:
 
 @pytest.fixture(scope="module")
 def channel() -> NoisyCaptions:
-    captioner = Captioner.load(load_profile("embedded").llava)
-    return NoisyCaptions(TextCodec(captioner.table), captioner.processor.tokenizer)
+    return NoisyCaptions(Captioner.load(load_profile("embedded").llava))
 
 
 def test_answers_keep_the_order_over_several_batches(miniature: Corrector) -> None:

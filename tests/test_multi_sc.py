@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from multisc.codecs.text import TextCodec
+from multisc.codecs.text import TEXT_MODES
 from multisc.errors import BadInputError
 from multisc.evaluation.metrics import bleu
 from multisc.images import load_image
@@ -16,9 +16,10 @@ from multisc.models.corrector import Corrector
 from multisc.models.profile import load_profile
 from multisc.phy.transport import channel_uses, demodulate, modulate
 from multisc.phy.units import noise_variance
-from multisc.streams import Encoded, ReceivedImage, ReceivedStream, Stream
+from multisc.streams import Encoded, ReceivedImage, ReceivedStream
 from multisc.systems.base import parse_options
 from multisc.systems.multi_sc import SLICE_CODECS, MultiSc, MultiScOptions, SideInfo, split
+from multisc.training.channel import NoisyCaptions
 
 
 @given(
@@ -27,18 +28,19 @@ from multisc.systems.multi_sc import SLICE_CODECS, MultiSc, MultiScOptions, Side
     slice_size=st.tuples(st.integers(1, 1024), st.integers(1, 1024)),
     codec=st.sampled_from(SLICE_CODECS),
     blocks=st.sampled_from([1, 4]),
+    mode=st.sampled_from(TEXT_MODES),
     dimensions=st.integers(1, 255),
     data=st.data(),
 )
-def test_side_information_survives(width, height, slice_size, codec, blocks, dimensions, data) -> None:
+def test_side_information_survives(width, height, slice_size, codec, blocks, mode, dimensions, data) -> None:
     x, y = data.draw(st.integers(0, width - 1)), data.draw(st.integers(0, height - 1))
     box = (x, y, data.draw(st.integers(1, width - x)), data.draw(st.integers(1, height - y)))
-    sent = SideInfo(width, height, box, *slice_size, codec, blocks, dimensions)
+    sent = SideInfo(width, height, box, *slice_size, codec, blocks, mode, dimensions)
     assert SideInfo.unpack(sent.pack()) == sent
-    assert len(sent.pack()) == 19
+    assert len(sent.pack()) == 20
 
 
-@given(st.binary(max_size=22) | st.binary(min_size=19, max_size=19))
+@given(st.binary(max_size=22) | st.binary(min_size=20, max_size=20))
 def test_side_information_that_is_none_is_refused_or_makes_sense(data: bytes) -> None:
     try:
         found = SideInfo.unpack(data)
@@ -179,29 +181,36 @@ def test_best_of_several_candidates_fits_the_captions_best(system: MultiSc, phot
     np.testing.assert_array_equal(shown.image, single[int(np.argmax(fit))])
 
 
+@pytest.mark.parametrize("mode", TEXT_MODES)
+def test_captions_arrive_in_every_mode_and_the_header_tells_which(system: MultiSc, photograph, mode: str) -> None:
+    encoded = system.encode(photograph, {"text_mode": mode, "text_code": "nr:1/2"})
+    shown = system.decode(arrive(encoded), {"steps": 1})
+    assert shown.text["received"] == encoded.preview["captions"]
+    bits_per_caption = [stream.bits().size for stream in encoded.streams[1:]]
+    lengths = [len(c) if mode == "byte" else len(system._captioner.encode(c)) for c in encoded.preview["captions"]]
+    assert bits_per_caption == [{"embedding": 28, "token": 11, "byte": 8}[mode] * n for n in lengths]
+
+
+def test_numbers_leave_no_choice_of_coefficients(system: MultiSc, photograph) -> None:
+    with pytest.raises(BadInputError, match="text mode token: sends 11 coefficients of 1 bit, not 28"):
+        system.encode(photograph, {"text_mode": "token", "text_dimensions": 28})
+    with pytest.raises(BadInputError, match="one of embedding, token, byte"):
+        system.encode(photograph, {"text_mode": "words"})
+
+
 @pytest.mark.slow
 def test_captions_of_the_kodak_images_over_the_channel(kodak) -> None:
     profile = load_profile("embedded")
     captioner = Captioner.load(profile.llava, "cpu")
     corrector = Corrector.load(profile.bart, "cpu")
-    codec = TextCodec(captioner.table)
+    channel = NoisyCaptions(captioner)
     blocks = [block for path in sorted(kodak.glob("*.png")) for block in split(load_image(path), 4)]
     assert len(blocks) == 96
-    tokens = captioner.caption(blocks)
-    sent = [captioner.decode(ids) for ids in tokens]
+    sent = [captioner.decode(ids) for ids in captioner.caption(blocks)]
 
     def received(snr_db: float) -> list[str]:
         rng = np.random.default_rng(0)
-        texts = []
-        for ids in tokens:
-            stream = modulate(Stream("text", codec.coefficients(ids), quantiser=codec.quantiser))
-            n0 = noise_variance(snr_db)
-            shape = stream.symbols.shape
-            noise = np.sqrt(n0 / 2) * (rng.standard_normal(shape) + 1j * rng.standard_normal(shape))
-            noisy = (stream.symbols + noise).astype(np.complex64)
-            arrived = demodulate(stream.descriptor, noisy, np.full(shape, n0, np.float32))
-            texts.append(captioner.decode(codec.tokens(arrived.data)))
-        return texts
+        return [channel.receive(text, snr_db, rng) for text in sent]
 
     assert received(20.0) == sent
     noisy = received(0.0)

@@ -11,7 +11,6 @@ import torch
 from PIL import Image
 
 from multisc.cli import main
-from multisc.codecs.text import TextCodec
 from multisc.errors import BadInputError
 from multisc.models.captioner import Captioner
 from multisc.models.corrector import Corrector
@@ -224,13 +223,54 @@ def test_every_stage_trains_and_the_checkpoints_load(
     assert Corrector.load(tmp_path / "bart").correct(["a dog."])
 
 
-def test_noise_on_captions_falls_with_the_snr() -> None:
-    tokenizer = qwen2_tokenizer(*train_bpe(SENTENCES, 150), 64)
-    table = np.random.default_rng(0).standard_normal((len(tokenizer), 64)).astype(np.float32)
-    channel = NoisyCaptions(TextCodec(table), tokenizer)
+class Speaker:
+    """A tokenizer with a table: all that the text channel asks of a language model."""
+
+    def __init__(self) -> None:
+        self._tokenizer = qwen2_tokenizer(*train_bpe(SENTENCES, 150), 64)
+        self.table = np.random.default_rng(0).standard_normal((len(self._tokenizer), 64)).astype(np.float32)
+
+    def encode(self, text: str) -> list[int]:
+        return self._tokenizer.encode(text)
+
+    def decode(self, ids: list[int]) -> str:
+        return self._tokenizer.decode(ids, skip_special_tokens=True)
+
+
+@pytest.mark.parametrize(
+    ("mode", "good", "bad"), [("embedding", 8.0, -3.0), ("token", 16.0, 4.0), ("byte", 16.0, 4.0)]
+)
+def test_noise_on_captions_falls_with_the_snr(mode: str, good: float, bad: float) -> None:
+    channel = NoisyCaptions(Speaker(), mode)
     rng = np.random.default_rng(1)
-    assert [channel.receive(text, 20.0, rng) for text in SENTENCES] == SENTENCES
-    assert sum(channel.receive(text, -3.0, rng) != text for text in SENTENCES) > len(SENTENCES) // 2
+    assert [channel.receive(text, good, rng) for text in SENTENCES] == SENTENCES
+    assert sum(channel.receive(text, bad, rng) != text for text in SENTENCES) > len(SENTENCES) // 2
+
+
+def test_a_code_on_captions_mends_them() -> None:
+    # QPSK at 5 dB: uncoded one bit in 26 is wrong.
+    plain, coded = NoisyCaptions(Speaker(), "token"), NoisyCaptions(Speaker(), "token", code="nr:1/2")
+    rng = np.random.default_rng(1)
+    assert sum(plain.receive(text, 5.0, rng) != text for text in SENTENCES) > 20
+    assert [coded.receive(text, 5.0, rng) for text in SENTENCES] == SENTENCES
+
+
+def test_training_stops_when_nothing_improves_and_keeps_the_best(tmp_path: Path) -> None:
+    line = Line()
+    errors = iter([3.0, 1.0, 2.0, 1.5, 9.0])
+    seen: list[float] = []
+
+    def evaluate() -> dict[str, float]:
+        seen.append(float(line.slope))
+        return {"error": next(errors)}
+
+    schedule = Schedule(steps=100, learning_rate=0.1, warm_up=1, save_every=10, patience=2)
+    log = fit("line", line, line.loss, schedule, tmp_path, evaluate, best="error")
+    assert [row["step"] for row in log[1:]] == [10, 20, 30, 40]
+    assert float(line.slope.detach()) == seen[1] != seen[3]
+    again = Line()
+    assert fit("line", again, again.loss, schedule, tmp_path, evaluate, best="error") == log
+    assert float(again.slope.detach()) == seen[1]
 
 
 @pytest.mark.parametrize(

@@ -1,13 +1,15 @@
-"""The text channel of Multi-SC: tokens as rows of a language model's embedding table, projected and quantised.
+"""The text channel of Multi-SC: captions as projected embeddings of their tokens, as token numbers or as bytes.
 
 Multi-SC sends "the parameters associated with the text feature" (eq. 2) and reads them back with the same model
 (eq. 4). Here the feature of a token is its row of the input-embedding table. Both ends hold the table, centre and
-whiten it and project it on ``dimensions`` axes; a token travels as its projected row and is received as the nearest.
+whiten it and project it on ``dimensions`` axes; a token travels as its projected row and is received as the likeliest
+one. Token numbers and bytes are what one would send without the idea; they are there to compare.
 """
 
 from __future__ import annotations
 
 import math
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,10 +17,13 @@ from numpy.typing import NDArray
 from multisc.codecs.quantise import Quantiser
 from multisc.errors import BadInputError
 
+TEXT_MODES = ("embedding", "token", "byte")
 MAX_TOKENS = 256
+MAX_BYTES = 1024
 # The multiple of the standard deviation at which a uniform quantiser of 1, 2, ... 8 bits loses least of a Gaussian.
 _LIMITS = (1.596, 1.991, 2.345, 2.681, 2.995, 3.289, 3.566, 3.829)
 _CHUNK_ROWS = 16384
+_CERTAIN = 1.0 - 1e-7  # the closest to certain that a received bit may be, log-likelihood ratio 17
 
 
 def default_dimensions(tokens: int) -> int:
@@ -30,12 +35,103 @@ def default_dimensions(tokens: int) -> int:
     return 2 * math.ceil(1.3 * math.log2(tokens))
 
 
-class TextCodec:
-    """Turns token ids into coefficients for the channel, and noisy coefficients into the likeliest token ids.
+class CodeBook:
+    """Ids as rows of coefficients that both ends hold; a noisy row is received as the likeliest id.
+
+    Args:
+        coefficients: one row an id, float32 of shape (V, d).
+        quantiser: how the coefficients become bits.
+        longest: ids of one text at most.
+
+    Attributes:
+        dimensions: d, coefficients per id.
+        rows: what arrives of each id without noise, float32 of shape (V, d).
+    """
+
+    def __init__(self, coefficients: NDArray[np.float32], quantiser: Quantiser, longest: int) -> None:
+        self.dimensions = coefficients.shape[1]
+        self.quantiser = quantiser
+        self._coefficients = coefficients
+        self._longest = longest
+        self.rows = quantiser.dequantise(quantiser.quantise(coefficients)).reshape(-1, self.dimensions)
+        self._norms = np.sum(self.rows**2, axis=1)
+
+    @property
+    def bits_per_id(self) -> int:
+        """Channel bits that one id takes."""
+        return self.dimensions * self.quantiser.bits
+
+    def coefficients(self, ids: list[int]) -> NDArray[np.float32]:
+        """Return the coefficients of ids.
+
+        Args:
+            ids: rows of the book, at most ``longest``.
+
+        Returns:
+            float32 array of shape (len(ids) * dimensions,).
+
+        Raises:
+            BadInputError: for too many ids or one that the book does not have.
+        """
+        if len(ids) > self._longest:
+            raise BadInputError(f"text of {len(ids)} ids: at most {self._longest} can be sent")
+        index = np.asarray(ids, np.int64)
+        if index.size and not (index.min() >= 0 and index.max() < len(self._coefficients)):
+            raise BadInputError(f"id outside the code book of {len(self._coefficients)} rows")
+        return self._coefficients[index].ravel()
+
+    def ids(self, coefficients: NDArray[np.floating]) -> list[int]:
+        """Return the likeliest id of each group of received coefficients.
+
+        One-bit coefficients tell how likely each bit is, and the likeliest row is exact. Of coefficients of several
+        bits the least-squares estimate is shrunk towards zero, the more the noisier: y = a q + noise. Nearest rows to
+        y itself would favour rows of small norm, so the nearest a q is sought, with a from the received energy
+        (for a least-squares estimate E[y q] = E[y y], hence a = E[y y] / E[q q]).
+
+        Args:
+            coefficients: as received, shape (n * dimensions,), from ``quantiser.expect`` or ``dequantise``.
+
+        Returns:
+            n ids.
+
+        Raises:
+            BadInputError: when the coefficients are not whole rows, too many, or not finite.
+        """
+        flat = np.asarray(coefficients, np.float32).ravel()
+        if flat.size % self.dimensions:
+            raise BadInputError(f"{flat.size} coefficients do not divide into ids of {self.dimensions}")
+        received = flat.reshape(-1, self.dimensions)
+        if len(received) > self._longest:
+            raise BadInputError(f"text of {len(received)} ids: at most {self._longest} can be received")
+        if not np.isfinite(flat).all():
+            raise BadInputError("a received coefficient is not finite")
+        if not len(received):
+            return []
+        if self.quantiser.bits == 1:
+            # The mean of a bit is a hyperbolic tangent of its log-likelihood ratio, and those may be added.
+            level = self.quantiser.levels[1]
+            received = np.arctanh(np.clip(received / level, -_CERTAIN, _CERTAIN))
+            offset = np.zeros(len(self.rows), np.float32)  # rows of one-bit coefficients have one norm
+        else:
+            shrinkage = min(1.0, float(np.mean(received**2)) * self.dimensions / float(self._norms.mean()))
+            offset = 0.5 * shrinkage * self._norms
+        best = np.full(len(received), -np.inf, np.float32)
+        ids = np.zeros(len(received), np.int64)
+        for start in range(0, len(self.rows), _CHUNK_ROWS):
+            score = received @ self.rows[start : start + _CHUNK_ROWS].T - offset[start : start + _CHUNK_ROWS]
+            winner = score.argmax(axis=1)
+            value = score[np.arange(len(received)), winner]
+            better = value > best
+            best[better], ids[better] = value[better], winner[better] + start
+        return ids.tolist()
+
+
+class EmbeddingCodec(CodeBook):
+    """Token ids as projected rows of a language model's embedding table.
 
     The projection is fixed by the table and the seed: the whitened table times an orthonormal basis drawn at random.
     Whitening is the symmetric one, (covariance)^(-1/2), since it changes smoothly with the table: sender and receiver
-    agree even when their linear algebra rounds differently.
+    agree even when their linear algebra rounds differently. Coefficients have unit variance over the table.
 
     Args:
         table: input embeddings of the language model, float of shape (V, D), V and D at least 2.
@@ -43,10 +139,6 @@ class TextCodec:
         bits: bits per coefficient, 1 to 8. At equal bits per token, more dimensions of one bit each lose fewer tokens
             than fewer of several.
         seed: of the basis.
-
-    Attributes:
-        quantiser: how the coefficients become bits; coefficients have unit variance over the table.
-        codebook: what arrives of each token without noise, float32 of shape (V, dimensions).
 
     Raises:
         BadInputError: for a table or a number of dimensions outside its range.
@@ -72,72 +164,83 @@ class TextCodec:
             )
         if not np.isfinite(table).all():
             raise BadInputError("embedding table: an entry is not finite")
-        self.dimensions = dimensions
-        self.quantiser = Quantiser(bits, _LIMITS[bits - 1] if 1 <= bits <= len(_LIMITS) else 1.0)
-        self._coefficients = _project(table, dimensions, seed)
-        self.codebook = self.quantiser.dequantise(self.quantiser.quantise(self._coefficients)).reshape(-1, dimensions)
+        quantiser = Quantiser(bits, _LIMITS[bits - 1] if 1 <= bits <= len(_LIMITS) else 1.0)
+        super().__init__(_project(table, dimensions, seed), quantiser, MAX_TOKENS)
+
+
+class IndexCodec(CodeBook):
+    """Ids as plain binary numbers, most significant bit first: bit 0 is the coefficient -1, bit 1 is 1.
+
+    Args:
+        count: of ids, at least 2.
+        longest: ids of one text at most.
+    """
+
+    def __init__(self, count: int, longest: int) -> None:
+        width = (count - 1).bit_length()
+        bits = (np.arange(count)[:, None] >> np.arange(width - 1, -1, -1)) & 1
+        super().__init__((2.0 * bits - 1.0).astype(np.float32), Quantiser(1, 2.0), longest)
+
+
+class Words(Protocol):
+    """What the text channel needs of a language model, such as ``multisc.models.captioner.Captioner``."""
 
     @property
-    def bits_per_token(self) -> int:
-        """Channel bits that one token takes."""
-        return self.dimensions * self.quantiser.bits
+    def table(self) -> NDArray[np.float32]:
+        """Input embeddings, (V, D)."""
 
-    def coefficients(self, ids: list[int]) -> NDArray[np.float32]:
-        """Return the coefficients of tokens.
+    def decode(self, ids: list[int]) -> str:
+        """Return the text of token ids."""
 
-        Args:
-            ids: token ids, at most ``MAX_TOKENS``.
 
-        Returns:
-            float32 array of shape (len(ids) * dimensions,), unit variance over the table.
+class TextChannel:
+    """A caption's way into coefficients and out of them, in one of ``TEXT_MODES``.
+
+    Args:
+        words: the language model that both ends hold.
+        mode: ``embedding`` sends each token's projected row (the paper's), ``token`` its number in binary,
+            ``byte`` the text itself in UTF-8.
+        dimensions: coefficients per token, None or 0 for what suits the mode; only ``embedding`` leaves a choice.
+        bits: bits per coefficient, 1 to 8; only ``embedding`` leaves a choice.
+
+    Raises:
+        BadInputError: for a mode that does not exist, or coefficients and bits that it does not have.
+    """
+
+    def __init__(self, words: Words, mode: str = "embedding", dimensions: int | None = None, bits: int = 1) -> None:
+        if mode not in TEXT_MODES:
+            raise BadInputError(f"text mode {mode!r}: must be one of {', '.join(TEXT_MODES)}")
+        self.mode = mode
+        self._words = words
+        if mode == "embedding":
+            self.book: CodeBook = EmbeddingCodec(words.table, dimensions or None, bits)
+            return
+        self.book = IndexCodec(len(words.table), MAX_TOKENS) if mode == "token" else IndexCodec(256, MAX_BYTES)
+        if dimensions not in (None, 0, self.book.dimensions) or bits != 1:
+            raise BadInputError(
+                f"text mode {mode}: sends {self.book.dimensions} coefficients of 1 bit, not {dimensions or 'some'} "
+                f"of {bits}"
+            )
+
+    def coefficients(self, tokens: list[int]) -> NDArray[np.float32]:
+        """Return the coefficients of a caption's token ids.
 
         Raises:
-            BadInputError: for too many tokens or one that the table does not have.
+            BadInputError: for a caption that is too long or has a token outside the table.
         """
-        if len(ids) > MAX_TOKENS:
-            raise BadInputError(f"text of {len(ids)} tokens: at most {MAX_TOKENS} can be sent")
-        index = np.asarray(ids, np.int64)
-        if index.size and not (index.min() >= 0 and index.max() < len(self._coefficients)):
-            raise BadInputError(f"token id outside the embedding table of {len(self._coefficients)} rows")
-        return self._coefficients[index].ravel()
+        return self.book.coefficients(list(self._words.decode(tokens).encode()) if self.mode == "byte" else tokens)
 
-    def tokens(self, coefficients: NDArray[np.floating]) -> list[int]:
-        """Return the likeliest token of each group of received coefficients.
+    def text(self, coefficients: NDArray[np.floating]) -> str:
+        """Return the likeliest text of received coefficients, without surrounding spaces.
 
-        Soft-dequantised coefficients are shrunk towards zero, the more the noisier they are: y = a q + noise. Nearest
-        rows to y itself would favour rows of small norm, so the nearest a q is sought, with a from the received
-        energy (for a least-squares estimate E[y q] = E[y y], hence a = E[y y] / E[q q]).
-
-        Args:
-            coefficients: as received, shape (n * dimensions,), from ``quantiser.expect`` or ``dequantise``.
-
-        Returns:
-            n token ids.
+        What is no printable character becomes U+FFFD.
 
         Raises:
             BadInputError: when the coefficients are not whole tokens, too many, or not finite.
         """
-        flat = np.asarray(coefficients, np.float32).ravel()
-        if flat.size % self.dimensions:
-            raise BadInputError(f"{flat.size} coefficients do not divide into tokens of {self.dimensions}")
-        received = flat.reshape(-1, self.dimensions)
-        if len(received) > MAX_TOKENS:
-            raise BadInputError(f"text of {len(received)} tokens: at most {MAX_TOKENS} can be received")
-        if not np.isfinite(flat).all():
-            raise BadInputError("a received coefficient is not finite")
-        if not len(received):
-            return []
-        shrinkage = min(1.0, float(np.mean(received**2)) / float(np.mean(self.codebook**2)))
-        best = np.full(len(received), -np.inf, np.float32)
-        ids = np.zeros(len(received), np.int64)
-        for start in range(0, len(self.codebook), _CHUNK_ROWS):
-            rows = self.codebook[start : start + _CHUNK_ROWS]
-            score = received @ rows.T - (0.5 * shrinkage) * np.sum(rows**2, axis=1)
-            winner = score.argmax(axis=1)
-            value = score[np.arange(len(received)), winner]
-            better = value > best
-            best[better], ids[better] = value[better], winner[better] + start
-        return ids.tolist()
+        ids = self.book.ids(coefficients)
+        text = bytes(ids).decode(errors="replace") if self.mode == "byte" else self._words.decode(ids)
+        return "".join(c if c.isprintable() else "\ufffd" for c in text).strip()
 
 
 def _project(table: NDArray[np.floating], dimensions: int, seed: int) -> NDArray[np.float32]:

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from multisc.codecs import pixels
-from multisc.codecs.text import TextCodec
+from multisc.codecs.text import TEXT_MODES, TextChannel
 from multisc.errors import BadInputError
 from multisc.images import MAX_PIXELS
 from multisc.models.captioner import Captioner
@@ -25,7 +25,7 @@ from multisc.models.generator import Generator
 from multisc.models.profile import load_profile
 from multisc.models.segmenter import Segmenter
 from multisc.phy.transport import channel_uses
-from multisc.streams import DIGITAL_MODULATIONS, Encoded, ReceivedImage, ReceivedStream, Reconstruction, Stream
+from multisc.streams import DIGITAL_MODULATIONS, Encoded, ReceivedImage, Reconstruction, Stream
 from multisc.systems import budget, slices
 from multisc.systems.base import Options, parse_options
 
@@ -48,8 +48,9 @@ class MultiScOptions:
         slice_modulation, text_modulation: digital modulation of the streams.
         slice_code, text_code: "none" or a code of ``multisc.phy.fec``; an empty ``slice_code`` is "none" for
             quantised pixels and "nr:1/2" for BPG. Unequal protection is a lower rate for the texts than the slice's.
+        text_mode: how a caption travels, one of ``TEXT_MODES``: as the paper's embedding, token numbers or bytes.
         text_dimensions: coefficients per token, d of the projection, 1 to 255; 0 for what suits the model's table.
-        text_bits: bits per coefficient, 1 to 8.
+        text_bits: bits per coefficient, 1 to 8. Only the mode ``embedding`` leaves a choice of the two.
         ip_scale: weight lambda of the image prompt (eq. 10), 0 to 2.
         steps: denoising steps, 1 to 200.
         candidates: pictures that the receiver generates, 1 to 64; it shows the one of which the captioner would most
@@ -66,6 +67,7 @@ class MultiScOptions:
     slice_bits: int = 6
     slice_modulation: str = "qpsk"
     slice_code: str = ""
+    text_mode: str = "embedding"
     text_dimensions: int = 0
     text_bits: int = 1
     text_modulation: str = "qpsk"
@@ -94,6 +96,8 @@ class MultiScOptions:
         ):
             if not low <= getattr(self, name) <= high:
                 raise BadInputError(f"option {name} is {getattr(self, name)}: must be {low} to {high}")
+        if self.text_mode not in TEXT_MODES:
+            raise BadInputError(f"option text_mode is {self.text_mode}: must be one of {', '.join(TEXT_MODES)}")
         for name in ("slice_modulation", "text_modulation"):
             if getattr(self, name) not in DIGITAL_MODULATIONS:
                 raise BadInputError(f"option {name}: must be one of {', '.join(DIGITAL_MODULATIONS)}")
@@ -101,7 +105,7 @@ class MultiScOptions:
 
 @dataclass(frozen=True)
 class SideInfo:
-    """What the receiver must know of the picture, in the protected header (19 bytes, big endian)."""
+    """What the receiver must know of the picture, in the protected header (20 bytes, big endian)."""
 
     width: int
     height: int
@@ -110,31 +114,35 @@ class SideInfo:
     slice_height: int
     slice_codec: str
     blocks: int
+    text_mode: str
     text_dimensions: int
 
-    LAYOUT = struct.Struct(">HHHHHHHHBBB")
+    LAYOUT = struct.Struct(">HHHHHHHHBBBB")
 
     def pack(self) -> bytes:
-        """Return the 19 bytes."""
+        """Return the 20 bytes."""
         sizes = (self.width, self.height, *self.box, self.slice_width, self.slice_height)
-        return self.LAYOUT.pack(*sizes, SLICE_CODECS.index(self.slice_codec), self.blocks, self.text_dimensions)
+        codecs = (SLICE_CODECS.index(self.slice_codec), self.blocks, TEXT_MODES.index(self.text_mode))
+        return self.LAYOUT.pack(*sizes, *codecs, self.text_dimensions)
 
     @classmethod
     def unpack(cls, data: bytes) -> SideInfo:
-        """Read the 19 bytes.
+        """Read the 20 bytes.
 
         Raises:
-            BadInputError: when they are not 19 or say something impossible.
+            BadInputError: when they are not 20 or say something impossible.
         """
         if len(data) != cls.LAYOUT.size:
             raise BadInputError(f"side information of {len(data)} bytes: Multi-SC sends {cls.LAYOUT.size}")
-        width, height, x, y, w, h, slice_width, slice_height, codec, blocks, dimensions = cls.LAYOUT.unpack(data)
+        width, height, x, y, w, h, slice_width, slice_height, *codes = cls.LAYOUT.unpack(data)
+        codec, blocks, mode, dimensions = codes
         fits = 0 < w <= width - x and 0 < h <= height - y and width * height <= MAX_PIXELS
         fits = fits and 0 < slice_width <= slices.MAX_SIDE and 0 < slice_height <= slices.MAX_SIDE
-        if not fits or codec >= len(SLICE_CODECS) or blocks not in BLOCK_NAMES or not dimensions:
+        fits = fits and codec < len(SLICE_CODECS) and mode < len(TEXT_MODES)
+        if not fits or blocks not in BLOCK_NAMES or not dimensions:
             raise BadInputError("side information of Multi-SC contradicts itself")
-        box = (x, y, w, h)
-        return cls(width, height, box, slice_width, slice_height, SLICE_CODECS[codec], blocks, dimensions)
+        piece = (slice_width, slice_height, SLICE_CODECS[codec])
+        return cls(width, height, (x, y, w, h), *piece, blocks, TEXT_MODES[mode], dimensions)
 
 
 def split(image: NDArray[np.uint8], blocks: int) -> list[NDArray[np.uint8]]:
@@ -173,14 +181,15 @@ class MultiSc:
         self._generator = Generator.load(profile.stable_diffusion, profile.ip_adapter, profile.device)
 
     def encode(self, image: NDArray[np.uint8], options: Options) -> Encoded:
-        """See ``System.encode``; the streams are the slice and the text embeddings in the order of the blocks."""
+        """See ``System.encode``; the streams are the slice and the captions in the order of the blocks."""
         chosen = parse_options(MultiScOptions, options, self.name)
         height, width = image.shape[:2]
         subject = self._segmenter.segment(image)
         token_ids = self._captioner.caption(split(image, self._blocks))
-        text_codec = self._text_codec(chosen.text_dimensions, chosen.text_bits)
+        channel = TextChannel(self._captioner, chosen.text_mode, chosen.text_dimensions, chosen.text_bits)
+        quantiser = channel.book.quantiser
         texts = [
-            Stream(name, text_codec.coefficients(ids), chosen.text_modulation, chosen.text_code, text_codec.quantiser)
+            Stream(name, channel.coefficients(ids), chosen.text_modulation, chosen.text_code, quantiser)
             for name, ids in zip(BLOCK_NAMES[self._blocks], token_ids, strict=True)
         ]
         coded = self._encode_slice(image, subject.box, chosen, sum(map(channel_uses, texts)))
@@ -193,7 +202,8 @@ class MultiSc:
             piece.shape[0],
             chosen.slice_codec,
             self._blocks,
-            text_codec.dimensions,
+            chosen.text_mode,
+            channel.book.dimensions,
         )
         preview = {
             "mask": np.where(subject.mask, 255, 0).astype(np.uint8),
@@ -212,8 +222,9 @@ class MultiSc:
         names = BLOCK_NAMES[side_info.blocks]
         if not streams:
             return Reconstruction(None, outage_reason="no stream of the picture was delivered")
-        text_codec = self._text_codec(side_info.text_dimensions, chosen.text_bits)
-        noisy = [self._read(text_codec, streams.get(name)) for name in names]
+        bits = chosen.text_bits if side_info.text_mode == "embedding" else 1
+        channel = TextChannel(self._captioner, side_info.text_mode, side_info.text_dimensions, bits)
+        noisy = [channel.text(streams[name].data) if name in streams else "" for name in names]
         corrected = self._corrector.correct(noisy)
         piece = None
         preview = {}
@@ -269,12 +280,6 @@ class MultiSc:
             return _slice_codec(chosen).encode(image, box, side, uses)
         except BadInputError as error:
             raise BadInputError(f"cbr {chosen.cbr or 'not set'}: {error}") from error
-
-    def _text_codec(self, dimensions: int, bits: int) -> TextCodec:
-        return TextCodec(self._captioner.table, dimensions or None, bits)
-
-    def _read(self, codec: TextCodec, stream: ReceivedStream | None) -> str:
-        return "" if stream is None else self._captioner.decode(codec.tokens(stream.data))
 
 
 def _slice_codec(chosen: MultiScOptions) -> slices.SliceCodec:

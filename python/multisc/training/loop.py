@@ -9,6 +9,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -28,6 +29,8 @@ class Schedule:
         weight_decay: of AdamW, on matrices only.
         clip: largest norm of the gradient.
         save_every: steps between checkpoints and log lines.
+        patience: measurements in a row that may pass without a new best one before the stage is stopped early; 0 for
+            no early stopping.
     """
 
     steps: int
@@ -36,6 +39,7 @@ class Schedule:
     weight_decay: float = 0.05
     clip: float = 1.0
     save_every: int = 100
+    patience: int = 0
 
     def factor(self, step: int) -> float:
         """The learning rate of a step as a fraction of its peak."""
@@ -54,6 +58,7 @@ def fit(
     evaluate: Callable[[], dict[str, float]] | None = None,
     seed: int = 0,
     rate: Callable[[str], float] = lambda name: 1.0,
+    best: str = "",
 ) -> list[dict]:
     """Train a model in place; continue from ``work/name.pt`` when an earlier run left it there.
 
@@ -69,6 +74,8 @@ def fit(
         evaluate: measured at every ``save_every`` steps and after the last one, into the log.
         seed: of torch's generator.
         rate: from a parameter's name to the factor on its learning rate.
+        best: which of the measured values tells how good the model is, the lower the better: the model is left as it
+            was when that was lowest, and training stops as ``schedule.patience`` says. Empty for the last state.
 
     Returns:
         The log: a list of {"step", "loss", "seconds", ...}.
@@ -84,7 +91,7 @@ def fit(
     )
     peaks = [factor * schedule.learning_rate for (factor, _), _ in ordered]
     work.mkdir(parents=True, exist_ok=True)
-    checkpoint, log_file = work / f"{name}.pt", work / f"{name}.json"
+    checkpoint, best_file, log_file = (work / f"{name}{end}" for end in (".pt", ".best.pt", ".json"))
     log: list[dict] = [{"stage": name, "seed": seed, **asdict(schedule)}]
     first = 0
     if checkpoint.exists():
@@ -93,9 +100,12 @@ def fit(
         optimiser.load_state_dict(saved["optimiser"])
         first, log = saved["step"], log + json.loads(log_file.read_text())[1:]
     model.train()
+    measured = [row[best] for row in log[1:]] if best else []
     running, since, seconds = 0.0, 0, log[-1].get("seconds", 0.0)
     start = time.monotonic()
     for step in range(first, schedule.steps):
+        if schedule.patience and measured and len(measured) - 1 - int(np.argmin(measured)) >= schedule.patience:
+            break
         torch.manual_seed(seed * 1_000_003 + step)
         for group, peak in zip(optimiser.param_groups, peaks, strict=True):
             group["lr"] = peak * schedule.factor(step)
@@ -116,9 +126,19 @@ def fit(
             log.append(row)
             print(f"{name}: {row}", flush=True)
             running, since = 0.0, 0
+            if best:
+                measured.append(row[best])
+                if int(np.argmin(measured)) == len(measured) - 1:
+                    _save(model.state_dict(), best_file)
             state = {"model": model.state_dict(), "optimiser": optimiser.state_dict(), "step": step + 1}
-            torch.save(state, checkpoint.with_suffix(".tmp"))
-            checkpoint.with_suffix(".tmp").replace(checkpoint)
+            _save(state, checkpoint)
             log_file.write_text(json.dumps(log, indent=0))
+    if best and best_file.exists():
+        model.load_state_dict(torch.load(best_file, weights_only=True))
     model.eval()
     return log
+
+
+def _save(state: dict, path: Path) -> None:
+    torch.save(state, path.with_suffix(".tmp"))
+    path.with_suffix(".tmp").replace(path)
