@@ -1,9 +1,9 @@
-"""What a run of the loopback tells: result.json, pictures, report."""
+"""What a run tells whose both ends are here: result.json, pictures, report."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import pmt
@@ -20,18 +20,37 @@ from multisc.phy.units import linear
 from multisc.streams import Reconstruction
 
 from . import pdu
-from .loopback import loopback
+from .burst import burst_receiver, burst_transmitter
+from .channel import channel as channel_block
+from .message_block import collector
+from .modulator import demodulator
+from .semantic import semantic_decoder, semantic_encoder
 
 PICTURES = {name: f"{name}.png" for name in ("received", "slice_sent", "slice_received")}
 
 
-def stream_results(graph: loopback, config: PhyConfig, asked_db: dict[str, float]) -> list[StreamResult]:
+class Ends(Protocol):
+    """The blocks to ask, such as those of ``loopback``; without a simulated channel its place is None."""
+
+    encoder: semantic_encoder
+    sent_bits: collector
+    sent_symbols: collector
+    transmitter: burst_transmitter
+    channel: channel_block | None
+    receiver: burst_receiver
+    received_symbols: collector
+    demodulator: demodulator
+    received_bits: collector
+    decoder: semantic_decoder
+
+
+def stream_results(graph: Ends, config: PhyConfig, asked_db: dict[str, float]) -> list[StreamResult]:
     """Sent against received, stream by stream.
 
     Args:
         graph: after its run.
         config: its numerology.
-        asked_db: Es/N0 asked for, by the name of the stream.
+        asked_db: Es/N0 asked for, by the name of the stream; empty when nothing is simulated.
     """
     sent_bits = _by_stream(graph.sent_bits.messages)
     received_bits = _by_stream(graph.received_bits.messages)
@@ -57,8 +76,8 @@ def stream_results(graph: loopback, config: PhyConfig, asked_db: dict[str, float
                 delivered=delivered,
                 bits=bits.size if digital else None,
                 bit_errors=errors,
-                snr_db=asked_db[name],
-                snr_measured_db=finite(graph.channel.snr_db(energy)),
+                snr_db=asked_db.get(name),
+                snr_measured_db=_measured_db(graph, energy),
                 snr_estimated_db=finite(received.snr_db) if received else None,
                 crc_ok=received.crc_ok if received else None,
             )
@@ -67,7 +86,7 @@ def stream_results(graph: loopback, config: PhyConfig, asked_db: dict[str, float
 
 
 def collect(
-    graph: loopback,
+    graph: Ends,
     image: NDArray[np.uint8],
     shown_path: str,
     channel: ChannelInfo,
@@ -83,7 +102,7 @@ def collect(
         shown_path: how the source is called.
         channel: what was asked for; measurements are added here.
         config: numerology.
-        asked_db: Es/N0 asked for, by the name of the stream.
+        asked_db: Es/N0 asked for, by the name of the stream; empty when nothing is simulated.
         about: further fields of ``Result``: system, models, options.
     """
     reconstruction = _reconstruction(graph)
@@ -98,14 +117,13 @@ def collect(
     _measure_slice(values, reasons, preview.get("slice"), reconstruction.preview.get("slice"))
     arrived = graph.receiver.last_image
     counters = graph.receiver.receiver.counters
-    whole = graph.channel.snr_db(config.amplitude**2)
     return Result(
         image=ImageInfo(shown_path, image.shape[1], image.shape[0]),
         channel=ChannelInfo(
             kind=channel.kind,
             seed=channel.seed,
             snr_db=channel.snr_db,
-            snr_measured_db=finite(whole),
+            snr_measured_db=_measured_db(graph, config.amplitude**2),
             snr_estimated_db=finite(arrived.snr_db) if arrived else None,
             sample_rate_hz=channel.sample_rate_hz,
             cfo_hz=channel.cfo_hz,
@@ -133,7 +151,7 @@ def collect(
     )
 
 
-def write(folder: Path, result: Result, graph: loopback, image: NDArray[np.uint8]) -> None:
+def write(folder: Path, result: Result, graph: Ends, image: NDArray[np.uint8]) -> None:
     """Write the report, the pictures and, last, ``result.json`` into a folder.
 
     A picture that an earlier run left there and this one does not have is removed: on an outage nothing may be
@@ -171,7 +189,7 @@ def write(folder: Path, result: Result, graph: loopback, image: NDArray[np.uint8
     result.write(folder / result.files["result"])
 
 
-def files_of(graph: loopback) -> dict[str, str]:
+def files_of(graph: Ends) -> dict[str, str]:
     """The files of ``write`` by what they are."""
     reconstruction = _reconstruction(graph)
     preview = _preview(graph)
@@ -185,12 +203,16 @@ def files_of(graph: loopback) -> dict[str, str]:
     return files
 
 
-def _preview(graph: loopback) -> dict[str, Any]:
+def _measured_db(graph: Ends, symbol_energy: float) -> float | None:
+    return finite(graph.channel.snr_db(symbol_energy)) if graph.channel is not None else None
+
+
+def _preview(graph: Ends) -> dict[str, Any]:
     """What the transmitter knows and does not send."""
     return graph.encoder.encoded.preview if graph.encoder.encoded else {}
 
 
-def _reconstruction(graph: loopback) -> Reconstruction:
+def _reconstruction(graph: Ends) -> Reconstruction:
     return graph.decoder.reconstruction or Reconstruction(None, outage_reason="no burst of the picture was received")
 
 

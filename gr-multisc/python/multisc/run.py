@@ -3,37 +3,35 @@
 from __future__ import annotations
 
 import argparse
+import os
 import signal
 import sys
-import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import fields
 from functools import partial
 from pathlib import Path
 from types import FrameType
 
-import numpy as np
 from gnuradio import gr
-from numpy.typing import NDArray
 
-from multisc import images
 from multisc.channel import ChannelConfig
 from multisc.cli import arguments, radio
-from multisc.errors import MultiscError
+from multisc.errors import BadInputError, MultiscError
 from multisc.evaluation.console import Console, summary
 from multisc.evaluation.result import ChannelInfo
 from multisc.files import make_folder
 from multisc.link.backend import Backend
 from multisc.systems.registry import SYSTEMS, get_entry
 
-from . import outcome
+from . import air, air_graph, outcome
 from .loopback import loopback
 from .message_block import collector
+from .program import await_ends, picture, undisturbed
 
 EXAMPLE = """example:
   .venv/bin/python run_flowgraph.py --image photo.jpg --snr 6 --out out/photo
   .venv/bin/python run_flowgraph.py --image photo.jpg --snr slice=10,text=3 --orthogonal cdm
+  .venv/bin/python run_flowgraph.py --sdr soapy --args driver=hackrf --tx --freq 433.92e6 --tx-gain AMP=0,VGA=20
 """
 AIR_TIMEOUT_S = 120.0
 
@@ -60,6 +58,7 @@ def parser() -> argparse.ArgumentParser:
     radio.add_waveform(made)
     radio.add_channel(made)
     radio.add_inference(made)
+    air.add_arguments(made)
     return made
 
 
@@ -74,9 +73,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     signal.signal(signal.SIGTERM, _terminate)
     gr.logging().set_default_level(gr.log_levels.warn)  # a program's output is its own
     try:
-        run(args)
+        _check_kind(args)
+        (air.run if args.sdr else run)(args)
     except MultiscError as error:
         print(f"run_flowgraph.py: {error}", file=sys.stderr)
+        if air_graph.driver_hangs():
+            os._exit(error.exit_code)  # a thread inside the driver would hold up an orderly end for ever
         return error.exit_code
     except KeyboardInterrupt:
         print("run_flowgraph.py: interrupted", file=sys.stderr)
@@ -88,21 +90,16 @@ def _terminate(number: int, frame: FrameType | None) -> None:
     sys.exit(128 + number)
 
 
-@contextmanager
-def _undisturbed() -> Iterator[None]:
-    """Hold back Ctrl-C and SIGTERM: an end that is itself cut short leaves threads that Python cannot exit with."""
-    caught: list[int] = []
-    usual = {
-        number: signal.signal(number, lambda got, frame: caught.append(got))
-        for number in (signal.SIGINT, signal.SIGTERM)
-    }
-    try:
-        yield
-    finally:
-        for number, handler in usual.items():
-            signal.signal(number, handler)
-        if caught:
-            signal.raise_signal(caught[0])
+def _check_kind(args: argparse.Namespace) -> None:
+    """Refuse options of a simulated channel with a radio and those of a radio without one."""
+    usual = parser()
+    for kind, why in (("channel", "is of the simulated channel, not of a radio"), ("radio", "needs --sdr")):
+        if bool(args.sdr) == (kind == "radio"):
+            continue
+        group = next(g for g in usual._action_groups if (g.title or "").startswith(f"{kind} ("))
+        for action in group._group_actions:
+            if getattr(args, action.dest) != action.default:
+                raise BadInputError(f"{action.option_strings[0]} {why}")
 
 
 def run(args: argparse.Namespace) -> None:
@@ -113,7 +110,7 @@ def run(args: argparse.Namespace) -> None:
         MultiscError: when the flowgraph or the inference process fails.
     """
     console = Console()
-    image, shown_path = _picture(args.image)
+    image, shown_path = picture(args.image)
     entry = get_entry(args.system)
     config = radio.waveform(args, orthogonal=args.orthogonal)
     strongest_db = radio.strongest_db(args.snr)
@@ -135,7 +132,7 @@ def run(args: argparse.Namespace) -> None:
             _wait(graph, console, "transmit", (graph.received_symbols, graph.received_bits), AIR_TIMEOUT_S)
             _wait(graph, console, "decode", (graph.image,), args.timeout)
         finally:
-            with _undisturbed():
+            with undisturbed():
                 graph.stop()
                 backend.close()  # ends a request under way, so that the blocks' threads can stop
                 graph.wait()
@@ -165,28 +162,6 @@ def _channel_info(args: argparse.Namespace, channel: ChannelConfig) -> ChannelIn
     )
 
 
-def _picture(path: str | None) -> tuple[NDArray[np.uint8], str]:
-    if path is not None:
-        return images.load_image(path), path
-    from skimage import data
-
-    return np.asarray(data.chelsea()), "scikit-image: chelsea"
-
-
 def _wait(graph: loopback, console: Console, name: str, ends: Sequence[collector], timeout_s: float) -> None:
-    """Wait until a stage has ended, which is when ``END`` has come to all of ``ends``, or something failed.
-
-    Raises:
-        MultiscError: what failed first in any block, or that the time is over.
-    """
-    deadline = time.monotonic() + timeout_s
     with console.stage(name):
-        for end in ends:
-            while not end.done.wait(0.02) and graph.faults.first is None:
-                if time.monotonic() >= deadline:
-                    raise MultiscError(f"{name}: not finished after {timeout_s:g} s")
-        error = graph.faults.first
-        if isinstance(error, MultiscError):
-            raise error
-        if error is not None:
-            raise MultiscError(f"a block of the flowgraph failed: {type(error).__name__}: {error}") from error
+        await_ends(name, graph.faults, ends, timeout_s)
