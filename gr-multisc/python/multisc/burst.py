@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections import OrderedDict, deque
+from collections import deque
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pmt
@@ -13,17 +15,18 @@ from numpy.typing import NDArray
 from multisc.phy.assembly import AssembledImage, Assembler
 from multisc.phy.burst import BurstTransmitter, burst_uses
 from multisc.phy.config import PhyConfig
+from multisc.phy.grid import ResourceGrid, multiplex
 from multisc.phy.ofdm import grid_of, to_samples
-from multisc.phy.receiver import BurstReceiver
+from multisc.phy.receiver import BurstReceiver, ReceivedBurst
 from multisc.phy.sequences import qpsk
 from multisc.phy.transport import ModulatedStream
 
-from . import pdu
+from . import grid_pdu, pdu
 from .message_block import Faults, guarded_work
+from .waiting import StreamsWaiting
 
 END_TAG = pmt.intern("end")
 LEAD = 1000
-MAX_IMAGES_WAITING = 16
 WARM_UP_SYMBOLS = 32
 WARM_UP_SEED = 0x57524D
 BUFFER = 65536  # samples; the receiver works in fewer and larger pieces than GNU Radio's default of 8192 gives
@@ -33,8 +36,9 @@ class burst_transmitter(gr.sync_block):
     """Symbols of an image's streams in, bursts of samples out, multiplexed onto orthogonal channels.
 
     Input ``symbols``: one PDU of c32 per stream (docs/pdu.md); the bursts leave when all streams of an image are
-    there. Output: complex samples, ``LEAD`` zeros before the first burst. After ``pdu.END`` it sends as many zeros
-    again, marks the last one with the tag ``end`` and finishes.
+    there. Input ``grid``: instead, one PDU per burst from a ``multiplexer``. Output: complex samples, ``LEAD`` zeros
+    before the first burst. After ``pdu.END`` it sends ``tail`` zeros, marks the last one with the tag ``end`` and
+    finishes.
 
     ``continuous`` is for radios, whose converters take a sample at every tick: between the bursts there are zeros, as
     many as are asked for, so that a burst waits no longer than the buffers behind this block are deep. A stretch of
@@ -63,7 +67,7 @@ class burst_transmitter(gr.sync_block):
         self.faults = faults or Faults()
         self._config = config
         self._transmitter = BurstTransmitter(config)
-        self._waiting: OrderedDict[int, dict[int, ModulatedStream]] = OrderedDict()
+        self._streams: StreamsWaiting[ModulatedStream] = StreamsWaiting(self.alias())
         self._samples: deque[NDArray[np.complex64]] = deque()
         self._continuous = continuous
         self._tail = tail
@@ -77,36 +81,40 @@ class burst_transmitter(gr.sync_block):
         self.channel_uses = 0
         self.channel_uses_total = 0
         self.bursts = 0
-        self.message_port_register_in(pmt.intern("symbols"))
-        self.set_msg_handler(pmt.intern("symbols"), self._handle)
+        for port, handler in (("symbols", self._handle_symbols), ("grid", self._handle_grid)):
+            self.message_port_register_in(pmt.intern(port))
+            self.set_msg_handler(pmt.intern(port), handler)
 
-    def _handle(self, message: pmt.pmt_base) -> None:
+    def _handle_symbols(self, message: pmt.pmt_base) -> None:
+        self._handle(message, self._grids)
+
+    def _handle_grid(self, message: pmt.pmt_base) -> None:
+        self._handle(message, lambda meta, data: [grid_pdu.unpack_grid(meta, data)])
+
+    def _handle(self, message: pmt.pmt_base, grids: Callable[[dict[str, Any], NDArray], list[ResourceGrid]]) -> None:
         try:
-            self._take(message)
+            if pdu.is_end(message):
+                self._append(np.zeros(self._tail, np.complex64))
+                self._ended = True
+            else:
+                for grid in grids(*pdu.unpack(message)):
+                    self._send(grid)
         except Exception as error:
             self.faults.add(error, self.alias())
 
-    def _take(self, message: pmt.pmt_base) -> None:
-        if pdu.is_end(message):
-            self._append(np.zeros(self._tail, np.complex64))
-            self._ended = True
-            return
-        meta, data = pdu.unpack(message)
+    def _grids(self, meta: dict[str, Any], data: NDArray) -> list[ResourceGrid]:
         envelope = pdu.envelope_of(meta)
-        streams = self._waiting.setdefault(envelope.image_id, {})
-        streams[envelope.index] = pdu.unpack_symbols(meta, data)
-        if len(self._waiting) > MAX_IMAGES_WAITING:
-            self._waiting.popitem(last=False)
-        if len(streams) < envelope.count:
-            return
-        del self._waiting[envelope.image_id]
-        ordered = [streams[index] for index in sorted(streams)]
-        bursts = self._transmitter.transmit(envelope.image_id, ordered, envelope.side_info, envelope.system)
-        for burst in bursts:
-            self._append(burst)
-        self.bursts += len(bursts)
-        self.channel_uses += sum(stream.symbols.size for stream in ordered)
-        self.channel_uses_total += sum(burst_uses(self._config, burst) for burst in bursts)
+        streams = self._streams.add(envelope, pdu.unpack_symbols(meta, data))
+        if streams is None:
+            return []
+        return multiplex(self._config, envelope.image_id, streams, envelope.side_info, envelope.system)
+
+    def _send(self, grid: ResourceGrid) -> None:
+        burst = self._transmitter.assemble(grid)
+        self._append(burst)
+        self.bursts += 1
+        self.channel_uses += sum(grid.header.counts())
+        self.channel_uses_total += burst_uses(self._config, burst)
 
     def _append(self, samples: NDArray[np.complex64]) -> None:
         if self._continuous:
@@ -148,9 +156,9 @@ class burst_receiver(gr.sync_block):
     """Samples in, the streams of the images in them out, as equalised symbols.
 
     Output ``symbols``: one PDU of c32 per stream with the noise variance of each symbol (docs/pdu.md), when an image
-    is whole or no more of it is to be expected. At the tag ``end``, or a message at the input ``end``, everything
-    under way is handed on, then ``pdu.END`` is sent. Fastest behind a block with an output buffer of ``BUFFER``
-    samples.
+    is whole or no more of it is to be expected. Output ``grid``: one PDU per burst before it is demultiplexed, with
+    what the receiver measured. At the tag ``end``, or a message at the input ``end``, everything under way is handed
+    on, then ``pdu.END`` is sent. Fastest behind a block with an output buffer of ``BUFFER`` samples.
 
     Args:
         config: the transmitter's numerology; the orthogonal mode is learned from each burst.
@@ -170,7 +178,8 @@ class burst_receiver(gr.sync_block):
         self.receiver = receiver or BurstReceiver(config)
         self._assembler = Assembler()
         self.last_image: AssembledImage | None = None
-        self.message_port_register_out(pmt.intern("symbols"))
+        for port in ("symbols", "grid"):
+            self.message_port_register_out(pmt.intern(port))
         self.message_port_register_in(pmt.intern("end"))
         self.set_msg_handler(pmt.intern("end"), self._handle_end)
 
@@ -186,23 +195,27 @@ class burst_receiver(gr.sync_block):
         samples = input_items[0]
         ends = self.get_tags_in_window(0, 0, samples.size, END_TAG)
         for burst in self.receiver.push(samples):
-            self._send(self._assembler.add(burst))
+            self._take(burst)
         if ends:
             self._finish()
         return samples.size
 
     def _finish(self) -> None:
         for burst in self.receiver.flush():
-            self._send(self._assembler.add(burst))
+            self._take(burst)
         self._send(self._assembler.flush())
-        self.message_port_pub(pmt.intern("symbols"), pdu.END)
+        for port in ("symbols", "grid"):
+            self.message_port_pub(pmt.intern(port), pdu.END)
+
+    def _take(self, burst: ReceivedBurst) -> None:
+        if not pmt.is_null(self.message_subscribers(pmt.intern("grid"))):  # only made when somebody looks at it
+            self.message_port_pub(pmt.intern("grid"), grid_pdu.pack_burst(burst))
+        self._send(self._assembler.add(burst))
 
     def _send(self, images: list[AssembledImage]) -> None:
         for image in images:
             self.last_image = image
-            for index, (descriptor, symbols, noise_variance) in enumerate(image.streams):
-                envelope = pdu.Envelope(image.image_id, index, len(image.streams), image.system, image.side_info)
-                message = pdu.pack_symbols(descriptor, symbols, envelope, noise_variance)
+            for message in pdu.pack_image_symbols(image):
                 self.message_port_pub(pmt.intern("symbols"), message)
 
 

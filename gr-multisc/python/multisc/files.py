@@ -33,8 +33,7 @@ class image_source(MessageBlock):
     def start(self) -> bool:
         """Send the pictures."""
         for image_id, image in enumerate(self._images):
-            meta = {"image_id": image_id, "width": image.shape[1], "height": image.shape[0]}
-            self.send("image", pdu.pack(meta, image.ravel()))
+            self.send("image", pdu.pack_image(image, image_id))
         self.send("image", pdu.END)
         return super().start()
 
@@ -67,12 +66,12 @@ class image_file_sink(MessageBlock):
         if pdu.is_end(message):
             return
         meta, flat = pdu.unpack(message)
-        if meta["outage"]:
+        if meta.get("outage"):
             self.outages += 1
             self.log(f"image {meta['image_id']}: outage, {meta['outage_reason']}")
             return
-        picture = flat.reshape(int(meta["height"]), int(meta["width"]), 3)
-        path = self._folder / f"{meta['image_id']}.png"
+        picture, image_id = pdu.unpack_image(meta, flat)
+        path = self._folder / f"{image_id}.png"
         images.save_png(path, picture)
         self.received += 1
-        self.log(f"image {meta['image_id']}: {path}")
+        self.log(f"image {image_id}: {path}")

@@ -59,7 +59,7 @@ class loopback(gr.top_block):
         self.transmitter = burst_transmitter(config, faults)
         self.channel = channel(chain, faults)
         self.receiver = burst_receiver(config, receiver, faults)
-        self.demodulator = demodulator(faults)
+        self.demodulator = demodulator(faults=faults)
         self.dequantiser = dequantiser(faults)
         self.decoder = semantic_decoder(backend, options, faults)
         self.sent_bits = collector(faults)
@@ -83,9 +83,8 @@ class loopback(gr.top_block):
 
     def send(self, image: NDArray[np.uint8], image_id: int) -> None:
         """Put one picture, uint8 of shape (H, W, 3), into the chain, and the end behind it; call before ``start``."""
-        meta = {"image_id": image_id, "width": image.shape[1], "height": image.shape[0]}
         port = pmt.intern("image")
-        for message in (pdu.pack(meta, image.ravel()), pdu.END):
+        for message in (pdu.pack_image(image, image_id), pdu.END):
             self.encoder.to_basic_block()._post(port, message)
 
     def sent_names(self) -> list[str]:

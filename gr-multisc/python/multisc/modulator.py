@@ -10,7 +10,7 @@ import pmt
 from gnuradio import gr
 
 from multisc.errors import BadInputError
-from multisc.phy.transport import demodulate, modulate
+from multisc.phy.transport import demap, demodulate, map_coded, modulate
 from multisc.streams import ReceivedStream
 
 from . import pdu
@@ -20,7 +20,8 @@ from .message_block import Faults, MessageBlock
 class modulator(MessageBlock):
     """Bits (u8) or features (f32) of a stream in, complex symbols of unit mean power (c32) out.
 
-    Ports ``bits`` and ``symbols``; modulation and code stand in the PDU's metadata (docs/pdu.md).
+    Ports ``bits`` and ``symbols``; modulation and code stand in the PDU's metadata (docs/pdu.md). Code bits, which
+    an LDPC encoder made, are only mapped.
 
     Args:
         power_db: level of a stream, by its name, against the pilots, in dB; None means 0 for all.
@@ -38,7 +39,7 @@ class modulator(MessageBlock):
             return
         meta, data = pdu.unpack(message)
         stream = pdu.unpack_stream(meta, data)
-        modulated = modulate(stream)
+        modulated = map_coded(stream, int(meta["length"])) if "length" in meta else modulate(stream)
         descriptor = replace(modulated.descriptor, quantiser=pdu.quantiser_of(meta))
         power_db = self._power_db(stream.name)
         self.send("symbols", pdu.pack_symbols(descriptor, modulated.symbols, pdu.envelope_of(meta), None, power_db))
@@ -51,11 +52,14 @@ class demodulator(MessageBlock):
     header contradicts itself comes out as not delivered and is counted in ``contradictions``.
 
     Args:
+        decode: whether codes are decoded here; otherwise a coded stream comes out as soft bits (f32) for an LDPC
+            decoder.
         faults: shared record of failures.
     """
 
-    def __init__(self, faults: Faults | None = None) -> None:
+    def __init__(self, decode: bool = True, faults: Faults | None = None) -> None:
         super().__init__("multisc_demodulator", ["symbols"], ["bits"], faults)
+        self._decode = decode
         self.contradictions = 0
 
     def handle(self, port: str, message: pmt.pmt_base) -> None:
@@ -69,8 +73,14 @@ class demodulator(MessageBlock):
         modulated = pdu.unpack_symbols(meta, data)
         noise_variance = np.asarray(meta["noise_variance"], np.float32)
         descriptor = modulated.descriptor
+        envelope = pdu.envelope_of(meta)
         try:
-            received = demodulate(replace(descriptor, quantiser=None), modulated.symbols, noise_variance)
+            plain = replace(descriptor, quantiser=None)
+            if not self._decode and descriptor.code != "none":
+                received = demap(plain, modulated.symbols, noise_variance)
+                self.send("bits", pdu.pack_soft_bits(received, envelope, descriptor))
+                return
+            received = demodulate(plain, modulated.symbols, noise_variance)
         except BadInputError as error:
             # The description came over the air: one that lies costs the stream, not the run.
             self.contradictions += 1
@@ -78,4 +88,4 @@ class demodulator(MessageBlock):
             analog = descriptor.modulation == "analog"
             nothing = np.zeros(0, np.float32 if analog else np.uint8)
             received = ReceivedStream(descriptor.name, nothing, delivered=False)
-        self.send("bits", pdu.pack_received(received, pdu.envelope_of(meta), descriptor.quantiser, descriptor.code))
+        self.send("bits", pdu.pack_received(received, envelope, descriptor.quantiser, descriptor.code))

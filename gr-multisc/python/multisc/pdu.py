@@ -7,6 +7,7 @@ says that no more will come, and travels through every block behind what was sen
 from __future__ import annotations
 
 import struct
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,9 +17,11 @@ from numpy.typing import NDArray
 
 from multisc.codecs.quantise import Quantiser
 from multisc.errors import BadInputError
+from multisc.phy.assembly import AssembledImage
 from multisc.phy.transport import ModulatedStream, StreamDescriptor
-from multisc.streams import ReceivedStream, Stream
+from multisc.streams import MAX_STREAMS, ReceivedStream, Reconstruction, Stream
 
+Message = pmt.pmt_base
 END = pmt.cons(pmt.to_pmt({"end": True}), pmt.init_u8vector(0, []))
 
 
@@ -29,9 +32,12 @@ class Envelope:
     Args:
         image_id: 0 to 2**32 - 1.
         index: place of the stream among those of the image.
-        count: number of streams of the image.
+        count: number of streams of the image, 1 to 16.
         system: name of the system.
         side_info: the system's own bytes of the header.
+
+    Raises:
+        BadInputError: when the place is none among so many streams.
     """
 
     image_id: int
@@ -39,6 +45,12 @@ class Envelope:
     count: int
     system: str
     side_info: bytes
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.index < self.count <= MAX_STREAMS:
+            raise BadInputError(
+                f"stream {self.index} of {self.count}: an image has 1 to {MAX_STREAMS} streams, numbered from 0"
+            )
 
 
 def is_end(message: pmt.pmt_base) -> bool:
@@ -152,6 +164,40 @@ def quantiser_of(meta: dict[str, Any]) -> Quantiser | None:
     return Quantiser(int(meta["quantiser_bits"]), float(meta["quantiser_limit"]))
 
 
+def pack_image(image: NDArray[np.uint8], image_id: int) -> pmt.pmt_base:
+    """A picture, uint8 of shape (H, W, 3)."""
+    return pack({"image_id": image_id, "width": image.shape[1], "height": image.shape[0]}, image.ravel())
+
+
+def unpack_image(meta: dict[str, Any], flat: NDArray) -> tuple[NDArray[np.uint8], int]:
+    """The picture of a PDU, uint8 of shape (H, W, 3), and its id.
+
+    Raises:
+        BadInputError: when the metadata and the vector do not fit together.
+    """
+    try:
+        image_id, width, height = int(meta["image_id"]), int(meta["width"]), int(meta["height"])
+    except KeyError as missing:
+        raise BadInputError(f"an image PDU has no metadata {missing}") from None
+    if flat.dtype != np.uint8 or min(width, height) < 1 or flat.size != width * height * 3:
+        raise BadInputError(f"image PDU of {flat.size} items: {width}x{height} RGB has {width * height * 3}")
+    return flat.reshape(height, width, 3), image_id
+
+
+def pack_reconstruction(result: Reconstruction, image_id: int) -> pmt.pmt_base:
+    """What a receiver shows: a picture, or an outage with its reason."""
+    shape = (0, 0) if result.image is None else result.image.shape[:2]
+    flat = np.zeros(0, np.uint8) if result.image is None else result.image.ravel()
+    meta = {
+        "image_id": image_id,
+        "width": int(shape[1]),
+        "height": int(shape[0]),
+        "outage": result.outage,
+        "outage_reason": result.outage_reason,
+    }
+    return pack(meta, flat)
+
+
 def pack_stream(stream: Stream, envelope: Envelope) -> pmt.pmt_base:
     """A stream as its system made it: coefficients (f32) or bits (u8)."""
     meta = {"stream": stream.name, "modulation": stream.modulation, "code": stream.code}
@@ -192,6 +238,13 @@ def pack_symbols(
     return pack(meta | _quantiser_meta(descriptor.quantiser) | envelope_meta(envelope), symbols)
 
 
+def pack_image_symbols(image: AssembledImage) -> Iterator[pmt.pmt_base]:
+    """The received streams of an image."""
+    for index, (descriptor, symbols, noise_variance) in enumerate(image.streams):
+        envelope = Envelope(image.image_id, index, len(image.streams), image.system, image.side_info)
+        yield pack_symbols(descriptor, symbols, envelope, noise_variance)
+
+
 def unpack_symbols(meta: dict[str, Any], data: NDArray) -> ModulatedStream:
     """The modulated stream of a PDU.
 
@@ -226,6 +279,34 @@ def pack_received(
         "code": code,
     }
     return pack(meta | _quantiser_meta(quantiser) | envelope_meta(envelope), received.data)
+
+
+def pack_soft_bits(received: ReceivedStream, envelope: Envelope, descriptor: StreamDescriptor) -> pmt.pmt_base:
+    """A received stream before its code is decoded: soft bits (f32) of the code bits."""
+    meta = {
+        "stream": received.name,
+        "delivered": received.delivered,
+        "snr_db": float(received.snr_db),
+        "modulation": descriptor.modulation,
+        "code": descriptor.code,
+        "length": descriptor.length,
+    }
+    return pack(meta | _quantiser_meta(descriptor.quantiser) | envelope_meta(envelope), received.llrs)
+
+
+def unpack_soft_bits(meta: dict[str, Any], data: NDArray) -> tuple[ReceivedStream, str, str, int]:
+    """The received stream of a PDU of soft bits, its code, modulation and payload bits.
+
+    Raises:
+        BadInputError: when metadata are missing, or the vector is not f32.
+    """
+    if data.dtype != np.float32:
+        raise BadInputError(f"soft bits of type {data.dtype}: must be float32; let the demodulator not decode")
+    received = unpack_received(meta | {"llrs": data}, (data < 0).astype(np.uint8))
+    try:
+        return received, str(meta["code"]), str(meta["modulation"]), int(meta["length"])
+    except KeyError as missing:
+        raise BadInputError(f"a PDU has no metadata {missing}") from None
 
 
 def unpack_received(meta: dict[str, Any], data: NDArray) -> ReceivedStream:

@@ -6,21 +6,18 @@ system itself in this process when it needs no models; neither imports torch.
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from typing import Protocol
 
 import numpy as np
 import pmt
 from numpy.typing import NDArray
 
-from multisc.errors import BadInputError
 from multisc.streams import Encoded, ReceivedImage, ReceivedStream, Reconstruction
 from multisc.systems.base import Options
 
 from . import pdu
 from .message_block import Faults, MessageBlock
-
-MAX_IMAGES_WAITING = 16
+from .waiting import StreamsWaiting
 
 
 class Backend(Protocol):
@@ -60,14 +57,8 @@ class semantic_encoder(MessageBlock):
         if pdu.is_end(message):
             self.send("streams", message)
             return
-        meta, flat = pdu.unpack(message)
-        try:
-            image_id, width, height = int(meta["image_id"]), int(meta["width"]), int(meta["height"])
-        except KeyError as missing:
-            raise BadInputError(f"an image PDU has no metadata {missing}") from None
-        if flat.dtype != np.uint8 or flat.size != width * height * 3:
-            raise BadInputError(f"image PDU of {flat.size} items: {width}x{height} RGB has {width * height * 3}")
-        encoded = self._backend.encode(self._system, flat.reshape(height, width, 3), self._options)
+        image, image_id = pdu.unpack_image(*pdu.unpack(message))
+        encoded = self._backend.encode(self._system, image, self._options)
         self.encoded = encoded
         for index, stream in enumerate(encoded.streams):
             envelope = pdu.Envelope(image_id, index, len(encoded.streams), self._system, encoded.side_info)
@@ -91,7 +82,7 @@ class semantic_decoder(MessageBlock):
         super().__init__("multisc_semantic_decoder", ["streams"], ["image"], faults)
         self._backend = backend
         self._options = dict(options)
-        self._waiting: OrderedDict[int, dict[int, ReceivedStream]] = OrderedDict()
+        self._waiting: StreamsWaiting[ReceivedStream] = StreamsWaiting(self.alias())
         self.reconstruction: Reconstruction | None = None
 
     def handle(self, port: str, message: pmt.pmt_base) -> None:
@@ -101,22 +92,9 @@ class semantic_decoder(MessageBlock):
             return
         meta, data = pdu.unpack(message)
         envelope = pdu.envelope_of(meta)
-        streams = self._waiting.setdefault(envelope.image_id, {})
-        streams[envelope.index] = pdu.unpack_received(meta, data)
-        if len(self._waiting) > MAX_IMAGES_WAITING:
-            self._waiting.popitem(last=False)
-        if len(streams) < envelope.count:
+        streams = self._waiting.add(envelope, pdu.unpack_received(meta, data))
+        if streams is None:
             return
-        del self._waiting[envelope.image_id]
-        received = ReceivedImage([streams[index] for index in sorted(streams)], envelope.side_info)
+        received = ReceivedImage(streams, envelope.side_info)
         self.reconstruction = result = self._backend.decode(envelope.system, received, self._options)
-        shape = (0, 0) if result.image is None else result.image.shape[:2]
-        flat = np.zeros(0, np.uint8) if result.image is None else result.image.ravel()
-        about = {
-            "image_id": envelope.image_id,
-            "width": int(shape[1]),
-            "height": int(shape[0]),
-            "outage": result.outage,
-            "outage_reason": result.outage_reason,
-        }
-        self.send("image", pdu.pack(about, flat))
+        self.send("image", pdu.pack_reconstruction(result, envelope.image_id))

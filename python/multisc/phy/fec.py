@@ -87,6 +87,11 @@ def make_code(spec: str, payload_bits: int, bits_per_symbol: int) -> Code:
     return _make_code(spec, int(payload_bits), int(bits_per_symbol))
 
 
+def check_code(spec: str) -> None:
+    """Raise BadInputError for a specification that names no code."""
+    make_code(spec, 1, 1)
+
+
 @lru_cache(maxsize=64)
 def _make_code(spec: str, payload_bits: int, bits_per_symbol: int) -> Code:
     kind, _, rest = spec.partition(":")
