@@ -86,36 +86,10 @@ class Generator:
         Raises:
             ModelError: when a part is missing, refused, or does not fit the others.
         """
-        from diffusers.utils import logging as diffusers_logging
-        from transformers.utils import logging
-
-        diffusers_logging.disable_progress_bar()
-        logging.disable_progress_bar()
         base, adapter = find(stable_diffusion), find(ip_adapter)
-        if base.local:
-            _check_pipeline(Path(base.name))
         if adapter.local:
             _check_adapter(Path(adapter.name))
-        dtype = torch.float16 if device.startswith("cuda") else torch.float32
-        with explained(base):
-            # Named here, because the default class wants torchvision.
-            processor = CLIPImageProcessorPil.from_pretrained(
-                base.name, subfolder="feature_extractor", **base.arguments
-            )
-            pipeline = StableDiffusionPipeline.from_pretrained(
-                base.name,
-                dtype=dtype,
-                use_safetensors=True,
-                feature_extractor=processor,
-                safety_checker=None,
-                requires_safety_checker=False,
-                **base.arguments,
-            )
-        text_width, unet_width = pipeline.text_encoder.config.hidden_size, pipeline.unet.config.cross_attention_dim
-        if text_width != unet_width:
-            raise ModelError(
-                f"model {base.name}: its text encoder gives {text_width} values a token, its UNet takes {unet_width}"
-            )
+        pipeline = load_pipeline(stable_diffusion, device)
         with explained(adapter):
             pipeline.load_ip_adapter(
                 adapter.name,
@@ -183,6 +157,33 @@ class Generator:
         picture = _enlarge(self._denoise(condition, known, (height, width), seed, steps, guidance), size)
         return _paste(picture, subject, box) if paste_subject else picture
 
+    @torch.inference_mode()
+    def embed(self, picture: NDArray[np.uint8]) -> Tensor:
+        """Return the embedding of a picture, uint8 (H, W, 3), that the adapter takes as image prompt: (1, width)."""
+        pipeline = self._pipeline
+        pixels = pipeline.feature_extractor(Image.fromarray(picture), return_tensors="pt").pixel_values
+        return pipeline.image_encoder(pixels.to(pipeline.device, pipeline.image_encoder.dtype)).image_embeds
+
+    def draw(
+        self, image: Tensor, size: tuple[int, int], seed: int = 0, steps: int = 25, guidance: float = 2.0
+    ) -> NDArray[np.uint8]:
+        """Generate a picture from an image prompt that is there already, without text.
+
+        Args:
+            image: what the pipeline's adapter takes as one image's embedding, (1, ...); zeros stand for none.
+            size: (width, height) of the picture in pixels.
+            seed, steps, guidance: see ``generate``.
+
+        Returns:
+            uint8 (height, width, 3).
+
+        Raises:
+            BadInputError: for an argument outside its range.
+        """
+        _check([], None, None, size, 1.0, steps)
+        condition = self._condition([], None, 1.0, image)
+        return _enlarge(self._denoise(condition, None, self.working_size(size), seed, steps, guidance), size)
+
     def working_size(self, size: tuple[int, int]) -> tuple[int, int]:
         """Return (height, width) in pixels to work at: the model's trained area at the picture's aspect ratio."""
         unet = self._pipeline.unet.config
@@ -196,7 +197,7 @@ class Generator:
 
     @torch.inference_mode()
     def _condition(
-        self, captions: Sequence[str], subject: NDArray[np.uint8] | None, ip_scale: float
+        self, captions: Sequence[str], subject: NDArray[np.uint8] | None, ip_scale: float, image: Tensor | None = None
     ) -> dict[str, Any]:
         """The pipeline's arguments for text and image prompt, each with its empty counterpart for the guidance."""
         pipeline = self._pipeline
@@ -208,14 +209,14 @@ class Generator:
         ]
         ids = torch.stack([tokens.input_ids for tokens in both]).to(pipeline.device)
         text = encode_prompts(pipeline.text_encoder, ids)
-        pipeline.set_ip_adapter_scale(ip_scale if subject is not None else 0.0)
-        if subject is None:
+        pipeline.set_ip_adapter_scale(ip_scale if subject is not None or image is not None else 0.0)
+        if image is not None:
+            image = image.to(pipeline.device, pipeline.unet.dtype)
+        elif subject is None:
             width = pipeline.image_encoder.config.projection_dim
             image = torch.zeros(1, width, device=pipeline.device, dtype=pipeline.image_encoder.dtype)
         else:
-            pixels = pipeline.feature_extractor(Image.fromarray(subject), return_tensors="pt").pixel_values
-            pixels = pixels.to(pipeline.device, pipeline.image_encoder.dtype)
-            image = pipeline.image_encoder(pixels).image_embeds
+            image = self.embed(subject)
         return {"text": text[:1], "no_text": text[1:], "image": image}
 
     @torch.inference_mode()
@@ -269,6 +270,45 @@ class Generator:
                 **common,
             )
         return (result.images[0] * 255).round().astype(np.uint8)
+
+
+def load_pipeline(stable_diffusion: str | Path, device: str = "cpu") -> StableDiffusionPipeline:
+    """Load Stable Diffusion without an adapter, not yet on the device.
+
+    Args:
+        stable_diffusion: directory of a ``StableDiffusionPipeline``, or its name on the hub.
+        device: that it is for: half precision for CUDA, single for the CPU.
+
+    Raises:
+        ModelError: when a part is missing, refused, or does not fit the others.
+    """
+    from diffusers.utils import logging as diffusers_logging
+    from transformers.utils import logging
+
+    diffusers_logging.disable_progress_bar()
+    logging.disable_progress_bar()
+    base = find(stable_diffusion)
+    if base.local:
+        _check_pipeline(Path(base.name))
+    dtype = torch.float16 if device.startswith("cuda") else torch.float32
+    with explained(base):
+        # Named here, because the default class wants torchvision.
+        processor = CLIPImageProcessorPil.from_pretrained(base.name, subfolder="feature_extractor", **base.arguments)
+        pipeline = StableDiffusionPipeline.from_pretrained(
+            base.name,
+            dtype=dtype,
+            use_safetensors=True,
+            feature_extractor=processor,
+            safety_checker=None,
+            requires_safety_checker=False,
+            **base.arguments,
+        )
+    text_width, unet_width = pipeline.text_encoder.config.hidden_size, pipeline.unet.config.cross_attention_dim
+    if text_width != unet_width:
+        raise ModelError(
+            f"model {base.name}: its text encoder gives {text_width} values a token, its UNet takes {unet_width}"
+        )
+    return pipeline
 
 
 def _tie(known: Known, noise: Tensor) -> Callable[..., dict[str, Tensor]]:
