@@ -79,10 +79,17 @@ def _diffusion(data: Path, work: Path, out: Path) -> object:
     )
 
 
+def _deep_jscc(data: Path, work: Path, out: Path) -> object:
+    from multisc.training import jscc
+
+    return jscc.train(data, work / "image", out / "deep-jscc")
+
+
 # In the order that "all" trains them: each may read what those before it wrote.
 STAGES: dict[str, Callable[[Path, Path, Path], object]] = {
     "llava": _llava,
     "bart": _bart,
     "fcn": _fcn,
     "diffusion": _diffusion,
+    "deep-jscc": _deep_jscc,
 }

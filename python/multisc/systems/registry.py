@@ -30,6 +30,7 @@ class Entry:
 SYSTEMS: dict[str, Entry] = {
     "multi-sc": Entry("multisc.systems.multi_sc:multi_sc", True, "subject slice and four block captions", ("seed",)),
     "single-text": Entry("multisc.systems.multi_sc:single_text", True, "subject slice and one caption", ("seed",)),
+    "deep-jscc": Entry("multisc.systems.deep_jscc:deep_jscc", True, "features as analog symbols", ("snr_db",)),
     "bpg-ldpc": Entry("multisc.systems.bpg_ldpc:bpg_ldpc", False, "BPG picture, CRC and LDPC", ("snr_db",)),
 }
 

@@ -48,10 +48,12 @@ class Photograph:
         """Whether the photograph is kept from training, by a hash of its name: 1 in 16, of annotated ones 1 in 3."""
         return zlib.crc32(self.path.name.encode()) % (16 if self.polygons is None else 3) == 0
 
-    def load(self, long_side: int) -> NDArray[np.uint8]:
-        """Read the picture, uint8 RGB of shape (H, W, 3), its long side ``long_side`` pixels."""
+    def load(self, long_side: int | None = None) -> NDArray[np.uint8]:
+        """Read the picture, uint8 RGB of shape (H, W, 3), its long side ``long_side`` pixels, or None for as it is."""
         with Image.open(self.path) as file:
             picture = ImageOps.exif_transpose(file).convert("RGB")
+        if long_side is None:
+            return np.asarray(picture)
         scale = long_side / max(picture.size)
         size = (max(1, round(picture.width * scale)), max(1, round(picture.height * scale)))
         return np.asarray(picture.resize(size, Image.Resampling.LANCZOS if scale < 1 else Image.Resampling.BICUBIC))
