@@ -49,7 +49,7 @@ class Photograph:
         return zlib.crc32(self.path.name.encode()) % (16 if self.polygons is None else 3) == 0
 
     def load(self, long_side: int | None = None) -> NDArray[np.uint8]:
-        """Read the picture, uint8 RGB of shape (H, W, 3), its long side ``long_side`` pixels, or None for as it is."""
+        """Read the picture, uint8 RGB of shape (H, W, 3), its long side ``long_side`` pixels or as it is."""
         with Image.open(self.path) as file:
             picture = ImageOps.exif_transpose(file).convert("RGB")
         if long_side is None:
