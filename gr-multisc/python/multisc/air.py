@@ -19,14 +19,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from multisc.cli import arguments, radio
-from multisc.cli.reception import TROUBLE, Finisher, Source
+from multisc.cli.reception import TROUBLE, Finisher, Reception, Source
 from multisc.errors import BadInputError, MultiscError
 from multisc.evaluation.console import Console, summary
 from multisc.evaluation.result import ChannelInfo, Scalar
 from multisc.files import make_folder, write_atomically
 from multisc.link.backend import Backend
 from multisc.phy.assembly import AssembledImage
+from multisc.phy.burst import BurstTransmitter
 from multisc.phy.config import PhyConfig
+from multisc.phy.transport import modulate
+from multisc.streams import Stream
 from multisc.systems.registry import get_entry
 
 from . import outcome, pdu
@@ -149,6 +152,7 @@ class _Radio:
         self.first_burst_s: float | None = None
         self.tx = self._front_end("tx", args.args) if "tx" in args.mode else None
         self.rx = self._front_end("rx", args.rx_args or args.args) if "rx" in args.mode else None
+        _warm_up(config)
 
     def _front_end(self, direction: str, device: str) -> FrontEnd:
         a = self._args
@@ -215,6 +219,15 @@ class _Radio:
                 said = self._log.last_words()
                 device = self._args.args or self._args.sdr
                 raise MultiscError(f"radio {device!r} stopped {name}{f': {said}' if said else ''}; was it unplugged?")
+
+
+def _warm_up(config: PhyConfig) -> None:
+    """Receive a burst of our own, so that no compiled code has to be loaded while samples are waiting."""
+    stream = modulate(Stream("warm-up", np.zeros(1000, np.uint8), "qpsk", "nr:1/2"))
+    (burst,) = BurstTransmitter(config).transmit(0, [stream])
+    reception = Reception(config)
+    for image, _ in reception.push(np.concatenate([burst, np.zeros(1 << 16, np.complex64)])):
+        image.receive()
 
 
 def _waveform(args: argparse.Namespace) -> PhyConfig:

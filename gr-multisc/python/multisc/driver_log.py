@@ -16,7 +16,7 @@ _SIGNS = {
     "soapy": (re.compile(rb"(?:s[OU])+"), (b"sU",), (b"sO",)),
     "uhd": (re.compile(rb"[UOSLD]+(?![A-Za-z])"), (b"U", b"S", b"L"), (b"O", b"D")),
 }
-_FAILURE = re.compile(r"Soapy (?:source|sink) error: .*")  # gr-soapy repeats it while the device is gone
+_FAILURE = re.compile(r"Soapy (?:source|sink) error: (?!TIMEOUT).*")  # gr-soapy repeats it while the device is gone
 
 
 class DriverLog:

@@ -11,8 +11,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Protocol, TypeVar
 
-from gnuradio import blocks, filter, gr
-from gnuradio.filter import firdes
+from gnuradio import blocks, gr
+from gnuradio.filter import fir_filter_ccf, firdes, interp_fir_filter_ccf
 
 from multisc.errors import BadInputError, MultiscError
 from multisc.phy.config import PhyConfig
@@ -260,8 +260,9 @@ class FrontEnd:
         sending = self._direction == "tx"
         chain = [device]
         if factor > 1:
-            taps = firdes.low_pass(factor if sending else 1, factor, 0.5, 1.0 - config.occupied / config.fft_size)
-            resample = filter.interp_fir_filter_ccf if sending else filter.fir_filter_ccf
+            edge = config.occupied / config.fft_size / 2  # of the waveform; the filter falls from there to 0.5
+            taps = firdes.low_pass(factor if sending else 1, factor, (edge + 0.5) / 2, 0.5 - edge)
+            resample = interp_fir_filter_ccf if sending else fir_filter_ccf
             chain.insert(0 if sending else 1, resample(factor, taps))
         if turn:
             chain.insert(-1 if sending else 1, blocks.rotator_cc(-turn if sending else turn))
@@ -282,14 +283,14 @@ def check_plan(settings: FrontEndSettings, config: PhyConfig) -> None:
         raise BadInputError(f"--oversample {settings.oversample}: must be 1 to 16")
     if settings.lo_offset == 0 or settings.driver == "uhd":
         return
-    half = settings.rate * config.occupied / config.fft_size / 2
-    highest = settings.rate * settings.oversample * (0.5 - STOP_BAND) - half
-    if highest <= half:
-        raise BadInputError(
-            f"--lo-offset {settings.lo_offset:g}: no room beside the waveform; --oversample 2 or more makes it"
-        )
-    if not half < abs(settings.lo_offset) <= highest:
-        raise BadInputError(f"--lo-offset {settings.lo_offset:g}: must be {half:g} to {highest:g} Hz, or minus that")
+    edge = settings.rate * config.occupied / config.fft_size / 2
+    lowest = settings.rate / 2  # from where on the receiver's filter stops the spike
+    highest = settings.rate * settings.oversample * (0.5 - STOP_BAND) - edge
+    what = f"--lo-offset {settings.lo_offset:g}"
+    if highest < lowest:
+        raise BadInputError(f"{what}: there is no room beside the waveform; --oversample 2 makes it")
+    if not lowest <= abs(settings.lo_offset) <= highest:
+        raise BadInputError(f"{what}: must be {lowest:g} to {highest:g} Hz, or minus that")
 
 
 def _check_range(what: str, value: float, ranges: list[Range], unit: str) -> None:
