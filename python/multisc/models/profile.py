@@ -5,13 +5,12 @@ Names, revisions, number format and device placement live here and nowhere else.
 
 from __future__ import annotations
 
-import functools
 import hashlib
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+from typing import TYPE_CHECKING
 
 from multisc.errors import BadInputError, ModelError
 
@@ -22,15 +21,6 @@ EMBEDDED_DIRECTORY = Path(__file__).parent / "embedded"
 # The parts of a profile; in a directory of checkpoints each is a subdirectory of this name.
 PARTS = ("fcn", "llava", "bart", "stable-diffusion", "ip-adapter", "blip", "blip2", "deep-jscc", "vlf-projection")
 TEXT_FILES = ("*.json", "*.txt", "*.jinja", "*.model")  # configuration, tokenizer, processor
-
-Part = TypeVar("Part", covariant=True)
-
-
-class PartClass(Protocol[Part]):
-    """A class whose objects are loaded from one or more checkpoints."""
-
-    def load(self, *sources: Any, device: str) -> Part:
-        """Load it onto a device."""
 
 
 @dataclass(frozen=True)
@@ -187,18 +177,6 @@ class Profile:
 
         return "cuda" if torch.cuda.is_available() else "cpu"
 
-    def load(self, kind: PartClass[Part], *parts: str) -> Part:
-        """Load parts onto the device, once: systems that use the same parts share one instance in a process.
-
-        Args:
-            kind: with ``load(*sources, device=...)``.
-            parts: of ``PARTS``, in the order of the sources that ``kind.load`` takes.
-
-        Raises:
-            ModelError: when the profile has no such part, or it cannot be loaded.
-        """
-        return _load(kind, tuple(self.source(part) for part in parts), self.device)
-
     @property
     def fcn(self) -> str:
         """The segmentation network."""
@@ -224,6 +202,26 @@ class Profile:
         """The generator's image prompt."""
         return self.source("ip-adapter")
 
+    @property
+    def blip(self) -> str:
+        """The captioner of VLM-CSC."""
+        return self.source("blip")
+
+    @property
+    def blip2(self) -> str:
+        """The vision-language model of VLF-MSC."""
+        return self.source("blip2")
+
+    @property
+    def deep_jscc(self) -> str:
+        """The pair of networks of deep-jscc."""
+        return self.source("deep-jscc")
+
+    @property
+    def vlf_projection(self) -> str:
+        """What leads the feature of VLF-MSC to the generator."""
+        return self.source("vlf-projection")
+
     def source(self, part: str) -> str:
         """Return where a part comes from.
 
@@ -239,11 +237,6 @@ class Profile:
                 f"run `multisc models fetch --models {self.name}`"
             )
         return source
-
-
-@functools.cache
-def _load(kind: PartClass[Part], sources: tuple[str, ...], device: str) -> Part:
-    return kind.load(*sources, device=device)
 
 
 def precision(device: str) -> torch.dtype:
