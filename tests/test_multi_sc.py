@@ -30,17 +30,20 @@ from multisc.training.channel import NoisyCaptions
     blocks=st.sampled_from([1, 4]),
     mode=st.sampled_from(TEXT_MODES),
     dimensions=st.integers(1, 255),
+    expected_db=st.integers(-30, 60),
     data=st.data(),
 )
-def test_side_information_survives(width, height, slice_size, codec, blocks, mode, dimensions, data) -> None:
+def test_side_information_survives(
+    width, height, slice_size, codec, blocks, mode, dimensions, expected_db, data
+) -> None:
     x, y = data.draw(st.integers(0, width - 1)), data.draw(st.integers(0, height - 1))
     box = (x, y, data.draw(st.integers(1, width - x)), data.draw(st.integers(1, height - y)))
-    sent = SideInfo(width, height, box, *slice_size, codec, blocks, mode, dimensions)
+    sent = SideInfo(width, height, box, *slice_size, codec, blocks, mode, dimensions, expected_db)
     assert SideInfo.unpack(sent.pack()) == sent
-    assert len(sent.pack()) == 20
+    assert len(sent.pack()) == 21
 
 
-@given(st.binary(max_size=22) | st.binary(min_size=20, max_size=20))
+@given(st.binary(max_size=23) | st.binary(min_size=21, max_size=21))
 def test_side_information_that_is_none_is_refused_or_makes_sense(data: bytes) -> None:
     try:
         found = SideInfo.unpack(data)

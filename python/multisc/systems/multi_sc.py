@@ -29,7 +29,7 @@ from multisc.streams import DIGITAL_MODULATIONS, Encoded, ReceivedImage, Reconst
 from multisc.systems import budget, slices
 from multisc.systems.base import Options, parse_options
 
-SLICE_CODECS = ("pixels", "bpg")
+SLICE_CODECS = ("pixels", "bpg", "jscc")
 MAX_CANDIDATES = 64
 BLOCK_NAMES = {1: ("text",), 4: ("text-tl", "text-tr", "text-bl", "text-br")}
 
@@ -40,12 +40,12 @@ class MultiScOptions:
 
     Args:
         cbr: channel bandwidth ratio of slice and captions together, such as "1/48"; the slice takes what the captions
-            leave. Empty for no such limit: then the slice has 64 pixels on its longer side, or, as BPG, as many
-            channel uses as the quantised pixels of such a slice.
+            leave. Empty for no such limit: then the slice has 64 pixels on its longer side, or, as BPG or by JSCC,
+            as many channel uses as the quantised pixels of such a slice.
         slice_codec: one of ``SLICE_CODECS``.
         slice_size: limit of the slice's longer side in pixels, 8 to 1024; 0 for none but what ``cbr`` sets.
         slice_bits: bits per colour sample of quantised pixels, 1 to 8.
-        slice_modulation, text_modulation: digital modulation of the streams.
+        slice_modulation, text_modulation: digital modulation of the streams; JSCC has none.
         slice_code, text_code: "none" or a code of ``multisc.phy.fec``; an empty ``slice_code`` is "none" for
             quantised pixels and "nr:1/2" for BPG. Unequal protection is a lower rate for the texts than the slice's.
         text_mode: how a caption travels, one of ``TEXT_MODES``: as the paper's embedding, token numbers or bytes.
@@ -56,6 +56,7 @@ class MultiScOptions:
         candidates: pictures that the receiver generates, 1 to 64; it shows the one of which the captioner would most
             likely say what the received captions say.
         seed: seed of the diffusion, not negative.
+        expected_db: Es/N0 per channel use that JSCC's transmitter expects, in whole dB, -30 to 60.
 
     Raises:
         BadInputError: for a value outside its range.
@@ -76,6 +77,7 @@ class MultiScOptions:
     steps: int = 20
     candidates: int = 1
     seed: int = 0
+    expected_db: int = 10
 
     def __post_init__(self) -> None:
         if self.cbr:
@@ -93,6 +95,7 @@ class MultiScOptions:
             ("steps", 1, 200),
             ("candidates", 1, MAX_CANDIDATES),
             ("seed", 0, 2**63 - 1),
+            ("expected_db", -30, 60),
         ):
             if not low <= getattr(self, name) <= high:
                 raise BadInputError(f"option {name} is {getattr(self, name)}: must be {low} to {high}")
@@ -105,7 +108,7 @@ class MultiScOptions:
 
 @dataclass(frozen=True)
 class SideInfo:
-    """What the receiver must know of the picture, in the protected header (20 bytes, big endian)."""
+    """What the receiver must know of the picture, in the protected header (21 bytes, big endian)."""
 
     width: int
     height: int
@@ -116,33 +119,34 @@ class SideInfo:
     blocks: int
     text_mode: str
     text_dimensions: int
+    expected_db: int
 
-    LAYOUT = struct.Struct(">HHHHHHHHBBBB")
+    LAYOUT = struct.Struct(">HHHHHHHHBBBBb")
 
     def pack(self) -> bytes:
-        """Return the 20 bytes."""
+        """Return the 21 bytes."""
         sizes = (self.width, self.height, *self.box, self.slice_width, self.slice_height)
         codecs = (SLICE_CODECS.index(self.slice_codec), self.blocks, TEXT_MODES.index(self.text_mode))
-        return self.LAYOUT.pack(*sizes, *codecs, self.text_dimensions)
+        return self.LAYOUT.pack(*sizes, *codecs, self.text_dimensions, self.expected_db)
 
     @classmethod
     def unpack(cls, data: bytes) -> SideInfo:
-        """Read the 20 bytes.
+        """Read the 21 bytes.
 
         Raises:
-            BadInputError: when they are not 20 or say something impossible.
+            BadInputError: when they are not 21 or say something impossible.
         """
         if len(data) != cls.LAYOUT.size:
             raise BadInputError(f"side information of {len(data)} bytes: Multi-SC sends {cls.LAYOUT.size}")
         width, height, x, y, w, h, slice_width, slice_height, *codes = cls.LAYOUT.unpack(data)
-        codec, blocks, mode, dimensions = codes
+        codec, blocks, mode, dimensions, expected_db = codes
         fits = 0 < w <= width - x and 0 < h <= height - y and width * height <= MAX_PIXELS
         fits = fits and 0 < slice_width <= slices.MAX_SIDE and 0 < slice_height <= slices.MAX_SIDE
         fits = fits and codec < len(SLICE_CODECS) and mode < len(TEXT_MODES)
         if not fits or blocks not in BLOCK_NAMES or not dimensions:
             raise BadInputError("side information of Multi-SC contradicts itself")
         piece = (slice_width, slice_height, SLICE_CODECS[codec])
-        return cls(width, height, (x, y, w, h), *piece, blocks, TEXT_MODES[mode], dimensions)
+        return cls(width, height, (x, y, w, h), *piece, blocks, TEXT_MODES[mode], dimensions, expected_db)
 
 
 def split(image: NDArray[np.uint8], blocks: int) -> list[NDArray[np.uint8]]:
@@ -175,6 +179,7 @@ class MultiSc:
         profile = load_profile(models)
         self.name = name
         self._blocks = blocks
+        self._profile = profile
         self._segmenter = Segmenter.load(profile.fcn, profile.device)
         self._captioner = Captioner.load(profile.llava, profile.device)
         self._corrector = Corrector.load(profile.bart, profile.device)
@@ -204,6 +209,7 @@ class MultiSc:
             self._blocks,
             chosen.text_mode,
             channel.book.dimensions,
+            chosen.expected_db,
         )
         preview = {
             "mask": np.where(subject.mask, 255, 0).astype(np.uint8),
@@ -230,7 +236,8 @@ class MultiSc:
         preview = {}
         if slices.STREAM in streams:
             size = (side_info.slice_width, side_info.slice_height)
-            piece = _slice_codec(replace(chosen, slice_codec=side_info.slice_codec)).decode(streams["slice"], size)
+            sent_as = replace(chosen, slice_codec=side_info.slice_codec, expected_db=side_info.expected_db)
+            piece = self._slice_codec(sent_as).decode(streams[slices.STREAM], size)
         if piece is not None:
             preview["slice"] = piece
 
@@ -277,15 +284,18 @@ class MultiSc:
             usual = pixels.crop(image, box, slices.USUAL_SIDE)
             uses = channel_uses(slices.PixelSlices(chosen.slice_bits, chosen.slice_modulation, "none").stream(usual))
         try:
-            return _slice_codec(chosen).encode(image, box, side, uses)
+            return self._slice_codec(chosen).encode(image, box, side, uses)
         except BadInputError as error:
             raise BadInputError(f"cbr {chosen.cbr or 'not set'}: {error}") from error
 
+    def _slice_codec(self, chosen: MultiScOptions) -> slices.SliceCodec:
+        if chosen.slice_codec == "jscc":
+            from multisc.models.jscc import Jscc
 
-def _slice_codec(chosen: MultiScOptions) -> slices.SliceCodec:
-    if chosen.slice_codec == "bpg":
-        return slices.BpgSlices(chosen.slice_modulation, chosen.slice_code or "nr:1/2")
-    return slices.PixelSlices(chosen.slice_bits, chosen.slice_modulation, chosen.slice_code or "none")
+            return slices.JsccSlices(self._profile.load(Jscc, "deep-jscc"), chosen.expected_db)
+        if chosen.slice_codec == "bpg":
+            return slices.BpgSlices(chosen.slice_modulation, chosen.slice_code or "nr:1/2")
+        return slices.PixelSlices(chosen.slice_bits, chosen.slice_modulation, chosen.slice_code or "none")
 
 
 def multi_sc(models: str) -> MultiSc:

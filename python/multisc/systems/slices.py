@@ -7,7 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
+from fractions import Fraction
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,10 +21,15 @@ from multisc.phy.transport import channel_uses
 from multisc.streams import ReceivedStream, Stream
 from multisc.systems.mcs import payload_bits
 
+if TYPE_CHECKING:
+    from multisc.models.jscc import Jscc
+
 STREAM = "slice"
 MIN_SIDE, MAX_SIDE = 8, 1024  # of the longer side of a slice, in pixels
+JSCC_STRIDE = 16  # below which deep JSCC takes no side
 USUAL_SIDE = 64  # of a slice of quantised pixels that no budget limits
 _SHRINK = 0.8  # from one size that is tried to the next
+_JSCC_RATIOS = (Fraction(1, 6), Fraction(1, 12), Fraction(1, 24))
 _WORST_QP = 38  # beyond it a smaller picture at a lower QP looks better
 
 
@@ -127,6 +133,42 @@ class BpgSlices:
         except BadInputError:
             return None
         return piece if piece.shape[1::-1] == size else None
+
+
+@dataclass(frozen=True)
+class JsccSlices:
+    """Deep JSCC over an analog stream; gets worse as the channel does.
+
+    Args:
+        jscc: the network.
+        expected_db: Es/N0 per channel use that the transmitter expects, in whole dB.
+    """
+
+    jscc: Jscc
+    expected_db: int
+
+    def encode(self, image: NDArray[np.uint8], box: pixels.Box, side: int, uses: int) -> CodedSlice:
+        """See ``SliceCodec.encode``; at the highest ratio that leaves the slice its size, or else smaller."""
+        whole = pixels.crop(image, box, side)
+        ratio = next((r for r in _JSCC_RATIOS if self._uses(whole, r) <= uses), _JSCC_RATIOS[-1])
+        piece = _largest(image, box, side, uses, lambda piece: self._uses(piece, ratio))
+        return CodedSlice(Stream(STREAM, self.jscc.encode(piece, ratio, self.expected_db), "analog"), piece)
+
+    def decode(self, received: ReceivedStream, size: tuple[int, int]) -> NDArray[np.uint8] | None:
+        """See ``SliceCodec.decode``; the number of features tells the ratio."""
+        for ratio in _JSCC_RATIOS:
+            if min(size) >= JSCC_STRIDE and self.jscc.features(size, ratio) == received.data.size:
+                return self.jscc.decode(received.data, size, ratio, received.snr_db, self.expected_db)
+        return None
+
+    def _uses(self, piece: NDArray[np.uint8], ratio: Fraction) -> int:
+        height, width = piece.shape[:2]
+        if min(height, width) < JSCC_STRIDE:
+            raise BadInputError(
+                f"a slice of {width}x{height} pixels for deep JSCC: must be at least {JSCC_STRIDE}x{JSCC_STRIDE}; "
+                "more channel uses or another slice_codec help"
+            )
+        return -(-self.jscc.features((width, height), ratio) // 2)
 
 
 def _largest(
