@@ -338,13 +338,15 @@ def _receive(args: argparse.Namespace, console: Console, log: DriverLog) -> None
         receiver = image_receiver(front.config, faults)
         counters = receiver.reception.counters
         source = Source("radio", args.sample_rate, {}, front.facts)
-        finisher = Finisher(
-            args.out, front.config, source, None if args.streams_only else backend,
-            arguments.options(args.options), args.seed, partial(print, "run_flowgraph.py:", file=sys.stderr),
-        )  # fmt: skip
         limit = float("inf") if args.duration is None else args.duration * args.sample_rate
         graph = on_air(front.config, faults, rx=front.rx, receiver=receiver)
+        say = partial(print, "run_flowgraph.py:", file=sys.stderr)
+        finisher = Finisher(
+            args.out, front.config, source, None if args.streams_only else backend,
+            arguments.options(args.options), args.seed, say,
+        )  # fmt: skip
         with _ends_by_signal() as told, front.streaming(graph):
+            say(f"receiving at {args.freq / 1e6:.10g} MHz, {args.sample_rate / 1e6:.10g} Msample/s")
             while not told.is_set() and counters()["samples"] < limit and len(finisher.summary) != args.count:
                 image = receiver.take(POLL_S)
                 front.watch({"receiving": counters()["samples"]}, counters()["bursts"])
