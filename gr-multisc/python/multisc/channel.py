@@ -37,12 +37,23 @@ class channel(gr.basic_block):
         self.set_min_noutput_items(2 * ROOM)
         self.set_min_output_buffer(BUFFER)
         self.faults = faults or Faults()
-        noise = [index for index, stage in enumerate(chain.stages) if isinstance(stage, Awgn)]
-        if len(noise) != 1:
-            raise BadInputError(f"a channel with {len(noise)} stages of white noise: must be one")
-        self._before = Chain(chain.stages[: noise[0]])
-        self._noise = chain.stages[noise[0]]
-        self._after = Chain(chain.stages[noise[0] + 1 :])
+        self._next: Chain | None = None
+        self._use(chain)
+
+    def set_chain(self, chain: Chain) -> None:
+        """Change the channel while the flowgraph runs, from any thread; the measurement starts anew.
+
+        Raises:
+            BadInputError: when the chain has not exactly one stage of white noise.
+        """
+        _noise_stage(chain)
+        self._next = chain
+
+    def _use(self, chain: Chain) -> None:
+        index = _noise_stage(chain)
+        self._before = Chain(chain.stages[:index])
+        self._noise = chain.stages[index]
+        self._after = Chain(chain.stages[index + 1 :])
         self._sent = _Energy()
         self._arrived = _Energy()
         self._added = _Energy()
@@ -54,6 +65,9 @@ class channel(gr.basic_block):
     @guarded_work
     def general_work(self, input_items: list, output_items: list) -> int:
         """Process as much as there is room for."""
+        chain, self._next = self._next, None
+        if chain is not None:
+            self._use(chain)
         sent = input_items[0][: output_items[0].size - ROOM]
         ends = self.get_tags_in_window(0, 0, sent.size, END_TAG)
         arrived = self._before.process(sent)
@@ -84,6 +98,14 @@ class channel(gr.basic_block):
         if not (sent and arrived and added and symbol_energy):
             return float("nan")
         return db(symbol_energy * (arrived / sent) / (added / self._added.samples))
+
+
+def _noise_stage(chain: Chain) -> int:
+    """Where in the chain the white noise is added."""
+    noise = [index for index, stage in enumerate(chain.stages) if isinstance(stage, Awgn)]
+    if len(noise) != 1:
+        raise BadInputError(f"a channel with {len(noise)} stages of white noise: must be one")
+    return noise[0]
 
 
 class _Energy:

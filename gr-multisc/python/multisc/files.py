@@ -7,35 +7,64 @@ from pathlib import Path
 import pmt
 
 from multisc import images
+from multisc.errors import BadInputError
 from multisc.files import make_folder
 
 from . import pdu
 from .message_block import Faults, MessageBlock
 
+MAX_ID = 2**32 - 1
+
 
 class image_source(MessageBlock):
-    """Picture files in, image PDUs out, then ``pdu.END``.
+    """Picture files in, image PDUs out.
 
-    Output ``image``. The files are read when the block is made; the first gets the image id 0.
+    Output ``image``. Either every picture is sent when the flowgraph starts, and ``pdu.END`` behind the last one, or
+    each message at the input ``next``, of whatever kind, sends the next one, round and round, without an end. The
+    files are read when the block is made.
 
     Args:
         paths: one or more picture files.
+        on_demand: whether pictures wait for messages.
+        first_id: image id of the first picture sent; the ids count up from there. Pictures that share a channel must
+            not share ids.
         faults: shared record of failures.
 
     Raises:
-        BadInputError: when a file is no picture that can be sent.
+        BadInputError: when a file is no picture that can be sent, or there is none, or for an id out of range.
     """
 
-    def __init__(self, paths: str | list[str], faults: Faults | None = None) -> None:
-        super().__init__("multisc_image_source", [], ["image"], faults)
+    def __init__(
+        self, paths: str | list[str], on_demand: bool = False, first_id: int = 0, faults: Faults | None = None
+    ) -> None:
+        super().__init__("multisc_image_source", ["next"], ["image"], faults)
+        if not paths:
+            raise BadInputError("image source without a picture: name a PNG, JPEG, WebP, BMP, GIF, TIFF or PNM file")
+        if not 0 <= first_id <= MAX_ID:
+            raise BadInputError(f"image id {first_id}: must be 0 to {MAX_ID}")
         self._images = [images.load_image(path) for path in ([paths] if isinstance(paths, str) else paths)]
+        self._on_demand = on_demand
+        self._first_id = first_id
+        self._sent = 0
 
     def start(self) -> bool:
-        """Send the pictures."""
-        for image_id, image in enumerate(self._images):
-            self.send("image", pdu.pack_image(image, image_id))
-        self.send("image", pdu.END)
+        """Send the pictures, unless they wait for messages."""
+        if not self._on_demand:
+            for _ in self._images:
+                self._send_next()
+            self.send("image", pdu.END)
         return super().start()
+
+    def handle(self, port: str, message: pmt.pmt_base) -> None:
+        """Send one picture."""
+        if not self._on_demand:
+            raise BadInputError("image source: a message at port next, but every picture was sent at the start")
+        self._send_next()
+
+    def _send_next(self) -> None:
+        image_id = (self._first_id + self._sent) % (MAX_ID + 1)
+        self.send("image", pdu.pack_image(self._images[self._sent % len(self._images)], image_id))
+        self._sent += 1
 
 
 class image_file_sink(MessageBlock):

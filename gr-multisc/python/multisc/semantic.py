@@ -52,16 +52,25 @@ class semantic_encoder(MessageBlock):
         self._options = dict(options)
         self.encoded: Encoded | None = None
 
+    def set_system(self, system: str) -> None:
+        """Change the system, from the next picture on."""
+        self._system = system
+
+    def set_options(self, options: Options) -> None:
+        """Change the system's options, from the next picture on."""
+        self._options = dict(options)
+
     def handle(self, port: str, message: pmt.pmt_base) -> None:
         """Encode one picture."""
         if pdu.is_end(message):
             self.send("streams", message)
             return
         image, image_id = pdu.unpack_image(*pdu.unpack(message))
-        encoded = self._backend.encode(self._system, image, self._options)
+        system = self._system
+        encoded = self._backend.encode(system, image, self._options)
         self.encoded = encoded
         for index, stream in enumerate(encoded.streams):
-            envelope = pdu.Envelope(image_id, index, len(encoded.streams), self._system, encoded.side_info)
+            envelope = pdu.Envelope(image_id, index, len(encoded.streams), system, encoded.side_info)
             self.send("streams", pdu.pack_stream(stream, envelope))
 
 
@@ -84,6 +93,10 @@ class semantic_decoder(MessageBlock):
         self._options = dict(options)
         self._waiting: StreamsWaiting[ReceivedStream] = StreamsWaiting(self.alias())
         self.reconstruction: Reconstruction | None = None
+
+    def set_options(self, options: Options) -> None:
+        """Change the options, from the next picture on."""
+        self._options = dict(options)
 
     def handle(self, port: str, message: pmt.pmt_base) -> None:
         """Collect the streams of an image and decode it when all are there."""
