@@ -17,7 +17,8 @@ from torch import Tensor
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
 from multisc.errors import BadInputError, ModelError
-from multisc.models.checkpoint import check_directory, explained, find
+from multisc.models.checkpoint import check_directory, check_memory, enough_memory, explained, find
+from multisc.models.profile import precision
 from multisc.models.prompts import encode_prompts, prompts_of
 
 # The layout of h94/IP-Adapter.
@@ -87,8 +88,7 @@ class Generator:
             ModelError: when a part is missing, refused, or does not fit the others.
         """
         base, adapter = find(stable_diffusion), find(ip_adapter)
-        if adapter.local:
-            _check_adapter(Path(adapter.name))
+        _check_adapter(Path(adapter.name))
         pipeline = load_pipeline(stable_diffusion, device)
         with explained(adapter):
             pipeline.load_ip_adapter(
@@ -96,8 +96,7 @@ class Generator:
                 subfolder=ADAPTER_FOLDER,
                 weight_name=ADAPTER_WEIGHTS,
                 image_encoder_folder=IMAGE_ENCODER_FOLDER,
-                revision=adapter.revision,
-                local_files_only=adapter.local,
+                local_files_only=True,
             )
         given = pipeline.image_encoder.config.projection_dim
         taken = pipeline.unet.encoder_hid_proj.image_projection_layers[0].image_embeds.in_features
@@ -105,12 +104,8 @@ class Generator:
             raise ModelError(
                 f"model {adapter.name}: its image encoder gives {given} values, its adapter takes {taken}"
             )
-        try:
+        with enough_memory(base.name, device):
             return cls(pipeline.to(device))
-        except torch.OutOfMemoryError:
-            raise ModelError(
-                f"model {base.name}: too large for the memory of {device}; use --models embedded"
-            ) from None
 
     def generate(
         self,
@@ -156,6 +151,11 @@ class Generator:
         known = self._known(subject, small_box, (width, height))
         picture = _enlarge(self._denoise(condition, known, (height, width), seed, steps, guidance), size)
         return _paste(picture, subject, box) if paste_subject else picture
+
+    @property
+    def embedding_width(self) -> int:
+        """Values of an embedding that ``embed`` returns."""
+        return self._pipeline.image_encoder.config.projection_dim
 
     @torch.inference_mode()
     def embed(self, picture: NDArray[np.uint8]) -> Tensor:
@@ -288,15 +288,14 @@ def load_pipeline(stable_diffusion: str | Path, device: str = "cpu") -> StableDi
     diffusers_logging.disable_progress_bar()
     logging.disable_progress_bar()
     base = find(stable_diffusion)
-    if base.local:
-        _check_pipeline(Path(base.name))
-    dtype = torch.float16 if device.startswith("cuda") else torch.float32
-    with explained(base):
+    _check_pipeline(Path(base.name))
+    check_memory(Path(base.name), device)
+    with explained(base), enough_memory(base.name, device):
         # Named here, because the default class wants torchvision.
         processor = CLIPImageProcessorPil.from_pretrained(base.name, subfolder="feature_extractor", **base.arguments)
         pipeline = StableDiffusionPipeline.from_pretrained(
             base.name,
-            dtype=dtype,
+            dtype=precision(device),
             use_safetensors=True,
             feature_extractor=processor,
             safety_checker=None,

@@ -61,15 +61,24 @@ class Checkpoint:
     @property
     def directory(self) -> Path:
         """Where a converted checkpoint is kept, beside the hub's cache."""
-        home = os.environ.get("HF_HOME") or os.path.join(
-            os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "huggingface"
-        )
-        return Path(home) / "multisc" / f"{self.repository.replace('/', '--')}-{self.revision[:12]}"
+        return _own_cache() / f"{self.repository.replace('/', '--')}-{self.revision[:12]}"
 
     @property
     def source(self) -> str:
         """As ``multisc.models.checkpoint.find`` takes it."""
         return str(self.directory) if self.pickle else f"{self.repository}@{self.revision}"
+
+
+def _own_cache() -> Path:
+    home = os.environ.get("HF_HOME") or os.path.join(
+        os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "huggingface"
+    )
+    return Path(home) / "multisc"
+
+
+def trained_directory(name: str) -> Path:
+    """Where ``multisc train`` puts what it trains for a catalogued profile, and the profile looks for it."""
+    return _own_cache() / name
 
 
 _LLAVA_FILES = (*TEXT_FILES, "model*.safetensors")
@@ -231,7 +240,8 @@ class Profile:
         if part not in self.sources:
             raise ModelError(f"models {self.name}: no {part}; put its checkpoint into a subdirectory of that name")
         source = self.sources[part]
-        if self.name in CATALOGUE and CATALOGUE[self.name][part].pickle and not Path(source).is_dir():
+        published = CATALOGUE.get(self.name, {}).get(part)
+        if published and published.pickle and not Path(source).is_dir():
             raise ModelError(
                 f"models {self.name}: {part} is not here yet and must be converted from a pickle: "
                 f"run `multisc models fetch --models {self.name}`"
@@ -257,8 +267,10 @@ def load_profile(name: str | Path) -> Profile:
         BadInputError: when it is none of these.
     """
     if name in CATALOGUE:
-        checkpoints = CATALOGUE[str(name)]
-        return Profile(str(name), {part: checkpoint.source for part, checkpoint in checkpoints.items()})
+        sources = {part: checkpoint.source for part, checkpoint in CATALOGUE[str(name)].items()}
+        trained = trained_directory(str(name))
+        sources |= {part: str(trained / part) for part in PARTS if (trained / part).is_dir()}
+        return Profile(str(name), sources)
     directory = EMBEDDED_DIRECTORY if name == "embedded" else Path(name)
     if not directory.is_dir():
         wanted = ", ".join(("embedded", *CATALOGUE))
