@@ -4,6 +4,8 @@ examples:
   multisc train all --data ../shared/data --out models     every model, in the order that they need each other
   multisc train bart --data ../shared/data --out models    one model; those it builds on are read from --out
   run_flowgraph.py --image photo.jpg --models models       use the result
+  multisc train vlf --models foundation --data ../shared/data
+                                                           the projection of vlf-msc, for published models
 
 A run that was interrupted goes on from its last checkpoint in --work when the same command is given again.
 """
@@ -11,11 +13,13 @@ A run that was interrupted goes on from its last checkpoint in --work when the s
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 from collections.abc import Callable
 from pathlib import Path
 
 from multisc.errors import BadInputError
+from multisc.models.profile import CATALOGUE, load_profile, trained_directory
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -23,9 +27,14 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.description = __doc__
     parser.add_argument("model", choices=[*STAGES, "all"], help="what to train")
     parser.add_argument("--data", type=Path, required=True, metavar="DIR", help="captions and photographs")
-    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="one checkpoint directory per model")
+    parser.add_argument("--out", type=Path, metavar="DIR", help="one checkpoint directory per model")
     parser.add_argument(
         "--work", type=Path, metavar="DIR", help="unfinished checkpoints; default: the directory work in --out"
+    )
+    parser.add_argument(
+        "--models",
+        choices=sorted(CATALOGUE),
+        help="only for vlf: train for the models of this profile, and write to where the profile looks for it",
     )
     parser.add_argument("--threads", type=int, default=1, metavar="N", help="of the processor; default: %(default)s")
 
@@ -34,8 +43,13 @@ def run(args: argparse.Namespace) -> int:
     """Train, and print what each model reached on held-out data.
 
     Raises:
-        BadInputError: for a missing data directory or a number of threads below 1.
+        BadInputError: for a missing directory, a number of threads below 1, or ``--models`` with another model.
     """
+    if args.models and (args.model != "vlf" or args.out):
+        raise BadInputError("--models is for vlf alone, and takes the place of --out")
+    if not args.models and not args.out:
+        raise BadInputError("--out is missing: name the directory that the checkpoints go to")
+    out = args.out or trained_directory(args.models)
     if not args.data.is_dir():
         raise BadInputError(f"training data {args.data}: no such directory")
     if args.threads < 1:
@@ -43,9 +57,10 @@ def run(args: argparse.Namespace) -> int:
     import torch
 
     torch.set_num_threads(args.threads)
-    work = args.work or args.out / "work"
+    work = args.work or out / "work"
+    stages = STAGES | ({"vlf": functools.partial(_vlf, models=args.models)} if args.models else {})
     for name in STAGES if args.model == "all" else [args.model]:
-        quality = STAGES[name](args.data, work, args.out)
+        quality = stages[name](args.data, work, out)
         print(f"{name}: {json.dumps(quality)}", flush=True)
     return 0
 
@@ -79,6 +94,26 @@ def _diffusion(data: Path, work: Path, out: Path) -> object:
     )
 
 
+def _blip2(data: Path, work: Path, out: Path) -> object:
+    from multisc.training import blip2
+
+    return blip2.train(data, work / "text", out / "llava", out / "blip2")
+
+
+def _blip(data: Path, work: Path, out: Path) -> object:
+    from multisc.training import blip
+
+    return blip.train(data, work / "text", out / "blip2", out / "blip")
+
+
+def _vlf(data: Path, work: Path, out: Path, models: str | None = None) -> object:
+    from multisc.training import vlf
+
+    profile = load_profile(models or out)
+    sources = (profile.blip2, profile.stable_diffusion)
+    return vlf.train(data, work / "image", *sources, out / "vlf-projection", profile.device)
+
+
 def _deep_jscc(data: Path, work: Path, out: Path) -> object:
     from multisc.training import jscc
 
@@ -91,5 +126,8 @@ STAGES: dict[str, Callable[[Path, Path, Path], object]] = {
     "bart": _bart,
     "fcn": _fcn,
     "diffusion": _diffusion,
+    "blip2": _blip2,
+    "blip": _blip,
+    "vlf": _vlf,
     "deep-jscc": _deep_jscc,
 }

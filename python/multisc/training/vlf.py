@@ -36,7 +36,7 @@ class VlfRecipe:
     """Length and rates of the projection's training.
 
     Args:
-        crops: of each photograph, besides their mirror images.
+        crops: of each photograph: the largest, and smaller ones at random.
         batch: latents a step.
         drop: share of pictures trained without y, for the guidance.
         late: exponent of the random time, u**late of the whole; below 1 there are more of the noisy steps, where
@@ -47,12 +47,12 @@ class VlfRecipe:
     """
 
     crops: int = 1
-    batch: int = 24
+    batch: int = 16
     drop: float = 0.1
     late: float = 0.7
     snr_db: tuple[float, float] = (-2.0, 20.0)
     seed: int = 7
-    schedule: Schedule = field(default_factory=lambda: Schedule(800, 3e-3, weight_decay=0.01))
+    schedule: Schedule = field(default_factory=lambda: Schedule(700, 3e-3, weight_decay=0.01))
 
 
 @dataclass(frozen=True)
@@ -115,7 +115,7 @@ def new_projection(unet: Any, statistics: FeatureStatistics, models: dict[str, s
 def make_examples(
     data: CaptionData, paths: list[str], blip2: Blip2, pipeline: StableDiffusionPipeline, crops: int, seed: int
 ) -> list[Example]:
-    """Cut photographs to the sizes that the diffusion model works at; encode them, and their mirror images."""
+    """Cut photographs to the sizes that the diffusion model works at, and encode them."""
     sizes = Generator(pipeline).working_size
     examples = []
     for index, path in enumerate(paths):
@@ -130,8 +130,7 @@ def make_examples(
             room = picture.width - unit * width, picture.height - unit * height
             left, top = (0.5 * room[0], 0.5 * room[1]) if crop == 0 else rng.random(2) * room
             box = (max(0.0, left), max(0.0, top), left + unit * width, top + unit * height)
-            cut = np.asarray(picture.resize((width, height), Image.Resampling.BICUBIC, box))
-            cuts += [cut, np.ascontiguousarray(cut[:, ::-1])]
+            cuts.append(np.asarray(picture.resize((width, height), Image.Resampling.BICUBIC, box)))
         for start in range(0, len(cuts), ENCODED_AT_ONCE):
             part = cuts[start : start + ENCODED_AT_ONCE]
             features, latents = blip2.feature(part), encode_latents(pipeline, part)
