@@ -168,6 +168,17 @@ def test_damaged_bpg_slice_is_left_out_and_the_texts_still_make_a_picture(system
     assert "slice" not in shown.preview
 
 
+def test_draft_has_what_is_there_before_the_picture(system: MultiSc, photograph) -> None:
+    encoded = system.encode(photograph, {})
+    draft = system.decode(arrive(encoded, lost=("text-tr",)), {"draft": True})
+    assert draft.outage
+    sent = encoded.preview["captions"]
+    assert draft.text == {"received": [sent[0], "", *sent[2:]]}
+    assert draft.preview["slice"].shape == encoded.preview["slice"].shape
+    assert draft.preview["box"] == encoded.preview["box"]
+    assert draft.preview["size"] == [photograph.shape[1], photograph.shape[0]]
+
+
 def test_nothing_arrives(system: MultiSc, photograph) -> None:
     encoded = system.encode(photograph, {})
     received = [ReceivedStream(s.name, np.zeros(0, np.float32), delivered=False) for s in encoded.streams]

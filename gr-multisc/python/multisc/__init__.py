@@ -3,14 +3,19 @@
 from .bpg import bpg_decoder, bpg_encoder
 from .burst import burst_receiver, burst_transmitter
 from .channel import channel
+from .ending import run_to_end
 from .files import image_file_sink, image_source
+from .image_sink import image_sink
 from .ldpc import ldpc_decoder, ldpc_encoder
+from .link_statistics import link_statistics
 from .loopback import loopback
 from .message_block import Faults, collector
 from .modulator import demodulator, modulator
 from .multiplexer import demultiplexer, multiplexer
 from .quantiser import dequantiser, quantiser
 from .semantic import semantic_decoder, semantic_encoder
+from .sigmf import sigmf_sink, sigmf_source
+from .statistics_panel import statistics_panel
 
 __all__ = [
     "Faults",
@@ -24,13 +29,19 @@ __all__ = [
     "demultiplexer",
     "dequantiser",
     "image_file_sink",
+    "image_sink",
     "image_source",
     "ldpc_decoder",
     "ldpc_encoder",
+    "link_statistics",
     "loopback",
     "modulator",
     "multiplexer",
     "quantiser",
+    "run_to_end",
     "semantic_decoder",
     "semantic_encoder",
+    "sigmf_sink",
+    "sigmf_source",
+    "statistics_panel",
 ]

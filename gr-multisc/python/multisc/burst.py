@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Callable
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
@@ -157,8 +158,10 @@ class burst_receiver(gr.sync_block):
 
     Output ``symbols``: one PDU of c32 per stream with the noise variance of each symbol (docs/pdu.md), when an image
     is whole or no more of it is to be expected. Output ``grid``: one PDU per burst before it is demultiplexed, with
-    what the receiver measured. At the tag ``end``, or a message at the input ``end``, everything under way is handed
-    on, then ``pdu.END`` is sent. Fastest behind a block with an output buffer of ``BUFFER`` samples.
+    what the receiver measured. Output ``status``: the measurements of each burst without its symbols, and what the
+    receiver has counted, also when a detection had no right header behind it. At the tag ``end``, or a message at the
+    input ``end``, everything under way is handed on, then ``pdu.END`` is sent. Fastest behind a block with an output
+    buffer of ``BUFFER`` samples.
 
     Args:
         config: the transmitter's numerology; the orthogonal mode is learned from each burst.
@@ -178,7 +181,8 @@ class burst_receiver(gr.sync_block):
         self.receiver = receiver or BurstReceiver(config)
         self._assembler = Assembler()
         self.last_image: AssembledImage | None = None
-        for port in ("symbols", "grid"):
+        self._told = 0  # header failures
+        for port in ("symbols", "grid", "status"):
             self.message_port_register_out(pmt.intern(port))
         self.message_port_register_in(pmt.intern("end"))
         self.set_msg_handler(pmt.intern("end"), self._handle_end)
@@ -196,6 +200,8 @@ class burst_receiver(gr.sync_block):
         ends = self.get_tags_in_window(0, 0, samples.size, END_TAG)
         for burst in self.receiver.push(samples):
             self._take(burst)
+        if self.receiver.counters.header_failures > self._told:
+            self._tell({})
         if ends:
             self._finish()
         return samples.size
@@ -204,13 +210,20 @@ class burst_receiver(gr.sync_block):
         for burst in self.receiver.flush():
             self._take(burst)
         self._send(self._assembler.flush())
-        for port in ("symbols", "grid"):
+        for port in ("symbols", "grid", "status"):
             self.message_port_pub(pmt.intern(port), pdu.END)
 
     def _take(self, burst: ReceivedBurst) -> None:
         if not pmt.is_null(self.message_subscribers(pmt.intern("grid"))):  # only made when somebody looks at it
             self.message_port_pub(pmt.intern("grid"), grid_pdu.pack_burst(burst))
+        self._tell(grid_pdu.measurements(burst) | {"image_id": burst.header.image_id})
         self._send(self._assembler.add(burst))
+
+    def _tell(self, measured: dict[str, Any]) -> None:
+        """Publish measurements of a burst, if there are any, and the counters."""
+        self._told = self.receiver.counters.header_failures
+        about = measured | {"counters": asdict(self.receiver.counters), "fft_size": self.receiver.config.fft_size}
+        self.message_port_pub(pmt.intern("status"), pdu.pack(about, np.zeros(0, np.uint8)))
 
     def _send(self, images: list[AssembledImage]) -> None:
         for image in images:

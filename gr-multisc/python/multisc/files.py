@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from pathlib import Path
 
 import pmt
@@ -81,6 +82,7 @@ class image_file_sink(MessageBlock):
 
     Attributes:
         received, outages: how many pictures came, and how many times there was nothing to show.
+        done: set when ``pdu.END`` came.
     """
 
     def __init__(self, folder: str, faults: Faults | None = None) -> None:
@@ -89,10 +91,12 @@ class image_file_sink(MessageBlock):
         self._folder = Path(folder)
         self.received = 0
         self.outages = 0
+        self.done = threading.Event()
 
     def handle(self, port: str, message: pmt.pmt_base) -> None:
         """Write one picture."""
         if pdu.is_end(message):
+            self.done.set()
             return
         meta, flat = pdu.unpack(message)
         if meta.get("outage"):

@@ -46,8 +46,13 @@ def unpack_grid(meta: dict[str, Any], data: NDArray) -> ResourceGrid:
 
 def pack_burst(burst: ReceivedBurst) -> pmt.pmt_base:
     """The equalised grid of a received burst, with what the receiver measured."""
-    about = _about(burst.header, burst.grid.symbols.shape[1]) | {
-        "noise_variance": burst.grid.noise_variance.ravel(),
+    about = _about(burst.header, burst.grid.symbols.shape[1]) | measurements(burst)
+    return pdu.pack(about | {"noise_variance": burst.grid.noise_variance.ravel()}, burst.grid.symbols.ravel())
+
+
+def measurements(burst: ReceivedBurst) -> dict[str, Any]:
+    """What the receiver measured of a burst, as metadata."""
+    return {
         "snr_db": burst.snr_db,
         "cfo": burst.cfo,
         "clock_ppm": burst.clock_ppm,
@@ -57,7 +62,6 @@ def pack_burst(burst: ReceivedBurst) -> pmt.pmt_base:
         "header_symbols": burst.header_symbols,
         "truncated": burst.truncated,
     }
-    return pdu.pack(about, burst.grid.symbols.ravel())
 
 
 def unpack_burst(meta: dict[str, Any], data: NDArray) -> ReceivedBurst:

@@ -10,6 +10,7 @@ import threading
 import traceback
 from collections.abc import Callable
 from functools import wraps
+from typing import ClassVar
 
 import pmt
 from gnuradio import gr
@@ -22,11 +23,25 @@ from . import pdu
 class Faults:
     """The first exception of any block of a flowgraph, and how many there were.
 
-    One object is shared by the blocks of a graph; without one each block has its own and only logs.
+    One object is shared by the blocks of a graph; without one each block has its own and only logs. Blocks that
+    show failures, whoever they belong to, are told of all of them: ``watch``.
 
     Args:
         quiet: whether errors meant for the user are not logged, because the program reports the first itself.
     """
+
+    any_failed: ClassVar[bool] = False  # in this process
+    _watchers: ClassVar[set[Callable[[str, Exception], None]]] = set()
+
+    @classmethod
+    def watch(cls, watcher: Callable[[str, Exception], None]) -> None:
+        """Have ``watcher`` called with the block's name and the exception, in the thread in which it failed."""
+        cls._watchers.add(watcher)
+
+    @classmethod
+    def unwatch(cls, watcher: Callable[[str, Exception], None]) -> None:
+        """Stop telling ``watcher``."""
+        cls._watchers.discard(watcher)
 
     def __init__(self, quiet: bool = False) -> None:
         self._quiet = quiet
@@ -38,12 +53,15 @@ class Faults:
         """Record an exception that ended the work of the block ``where``, and log it there."""
         with self._lock:
             self.count += 1
+            Faults.any_failed = True
             if self.first is None:
                 self.first = error
         if not isinstance(error, MultiscError):
             gr.logger(where).error("".join(traceback.format_exception(error)))
         elif not self._quiet:
             gr.logger(where).error(str(error))
+        for watcher in tuple(self._watchers):
+            watcher(where, error)
 
 
 class MessageBlock(gr.basic_block):

@@ -7,7 +7,7 @@ says that no more will come, and travels through every block behind what was sen
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -184,18 +184,42 @@ def unpack_image(meta: dict[str, Any], flat: NDArray) -> tuple[NDArray[np.uint8]
     return flat.reshape(height, width, 3), image_id
 
 
-def pack_reconstruction(result: Reconstruction, image_id: int) -> pmt.pmt_base:
-    """What a receiver shows: a picture, or an outage with its reason."""
+def pack_reconstruction(
+    result: Reconstruction, image_id: int, system: str = "", lost: Sequence[str] = ()
+) -> pmt.pmt_base:
+    """What a receiver shows: a picture, or an outage with its reason; ``lost`` names streams that never arrived."""
     shape = (0, 0) if result.image is None else result.image.shape[:2]
-    flat = np.zeros(0, np.uint8) if result.image is None else result.image.ravel()
-    meta = {
+    about = {
         "image_id": image_id,
+        "system": system,
         "width": int(shape[1]),
         "height": int(shape[0]),
         "outage": result.outage,
         "outage_reason": result.outage_reason,
+        "received": result.text.get("received", []),
+        "corrected": result.text.get("corrected", []),
+        "lost": list(lost),
     }
-    return pack(meta, flat)
+    return pack(about, np.zeros(0, np.uint8) if result.image is None else result.image.ravel())
+
+
+def pack_draft(draft: Reconstruction, image_id: int, system: str, lost: Sequence[str] = ()) -> pmt.pmt_base:
+    """What a receiver has before the picture: the captions as received, and the subject with its place."""
+    piece = draft.preview.get("slice", np.zeros((0, 0, 3), np.uint8))
+    width, height = draft.preview["size"]
+    about = {
+        "image_id": image_id,
+        "system": system,
+        "draft": True,
+        "width": width,
+        "height": height,
+        "piece_width": piece.shape[1],
+        "piece_height": piece.shape[0],
+        "box": list(draft.preview["box"]),
+        "received": draft.text.get("received", []),
+        "lost": list(lost),
+    }
+    return pack(about, piece.ravel())
 
 
 def pack_stream(stream: Stream, envelope: Envelope) -> pmt.pmt_base:

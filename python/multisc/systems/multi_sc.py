@@ -11,6 +11,7 @@ import struct
 import sys
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -57,6 +58,8 @@ class MultiScOptions:
             likely say what the received captions say.
         seed: seed of the diffusion, not negative.
         expected_db: Es/N0 per channel use that JSCC's transmitter expects, in whole dB, -30 to 60.
+        draft: whether the receiver stops before correction and generation, which take seconds: there are the captions
+            as received and the slice with its place, and no picture.
 
     Raises:
         BadInputError: for a value outside its range.
@@ -78,6 +81,7 @@ class MultiScOptions:
     candidates: int = 1
     seed: int = 0
     expected_db: int = 10
+    draft: bool = False
 
     def __post_init__(self) -> None:
         if self.cbr:
@@ -231,15 +235,18 @@ class MultiSc:
         bits = chosen.text_bits if side_info.text_mode == "embedding" else 1
         channel = TextChannel(self._captioner, side_info.text_mode, side_info.text_dimensions, bits)
         noisy = [channel.text(streams[name].data) if name in streams else "" for name in names]
-        corrected = self._corrector.correct(noisy)
         piece = None
-        preview = {}
+        preview: dict[str, Any] = {}
         if slices.STREAM in streams:
             size = (side_info.slice_width, side_info.slice_height)
             sent_as = replace(chosen, slice_codec=side_info.slice_codec, expected_db=side_info.expected_db)
             piece = self._slice_codec(sent_as).decode(streams[slices.STREAM], size)
         if piece is not None:
             preview["slice"] = piece
+        if chosen.draft:
+            preview |= {"box": list(side_info.box), "size": [side_info.width, side_info.height]}
+            return Reconstruction(None, {"received": noisy}, "a draft has no picture", preview)
+        corrected = self._corrector.correct(noisy)
 
         def generate(seed: int) -> NDArray[np.uint8]:
             return self._generator.generate(
