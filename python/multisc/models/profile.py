@@ -226,8 +226,8 @@ class Profile:
         """The pair of networks of deep-jscc; nobody publishes one that fits, so that it is trained."""
         if "deep-jscc" not in self.sources:
             raise ModelError(
-                f"models {self.name}: no deep-jscc; make one with `multisc train deep-jscc --data DIR --out MODELS` and "
-                "name it by --models MODELS, or use --models embedded"
+                f"models {self.name}: no deep-jscc; make one with `multisc train deep-jscc --data DIR --out MODELS` "
+                "and name it by --models MODELS, or use --models embedded"
             )
         return self.source("deep-jscc")
 
