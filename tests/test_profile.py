@@ -8,6 +8,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+import torch
 from miniatures import write_bart, write_llava
 from safetensors.torch import load_file, save_file
 
@@ -15,7 +16,7 @@ from multisc.errors import BadInputError, ModelError
 from multisc.models.captioner import Captioner
 from multisc.models.checkpoint import find
 from multisc.models.corrector import Corrector
-from multisc.models.profile import EMBEDDED_DIRECTORY, FOUNDATION, load_profile
+from multisc.models.profile import CATALOGUE, EMBEDDED_DIRECTORY, load_profile, precision
 
 
 @pytest.fixture(scope="module")
@@ -45,13 +46,37 @@ def test_embedded_parts_are_directories_of_the_package() -> None:
     assert profile.bart == str(EMBEDDED_DIRECTORY / "bart")
 
 
-def test_foundation_names_hub_repositories() -> None:
-    profile = load_profile("foundation")
-    assert profile is FOUNDATION
-    source = find(profile.llava)
-    assert (source.name, source.local) == ("llava-hf/llava-interleave-qwen-0.5b-hf", False)
-    assert source.arguments["trust_remote_code"] is False
-    assert find("owner/name@v1.0").revision == "v1.0"
+@pytest.mark.parametrize("name", CATALOGUE)
+def test_foundation_names_published_checkpoints(name: str) -> None:
+    profile = load_profile(name)
+    assert set(CATALOGUE[name]) <= set(profile.sources)
+    for part, checkpoint in CATALOGUE[name].items():
+        if checkpoint.pickle:
+            assert Path(profile.sources[part]) == checkpoint.directory
+        else:
+            assert profile.source(part) == f"{checkpoint.repository}@{checkpoint.revision}"
+
+
+def test_the_paper_s_light_llava_is_the_default_and_the_large_one_can_be_chosen() -> None:
+    assert "llava-interleave-qwen-0.5b" in load_profile("foundation").llava
+    assert "llava-1.5-7b" in load_profile("foundation-7b").llava
+
+
+def test_half_precision_on_cuda_single_elsewhere() -> None:
+    assert (precision("cuda"), precision("cuda:1"), precision("cpu")) == (torch.float16, torch.float16, torch.float32)
+
+
+def test_a_directory_needs_no_network_and_runs_no_code(tmp_path: Path) -> None:
+    source = find(tmp_path)
+    assert source.local
+    assert source.arguments == {"local_files_only": True, "trust_remote_code": False}
+
+
+def test_what_must_be_converted_first_is_said(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("HF_HOME", str(tmp_path))
+    with pytest.raises(ModelError, match="run `multisc models fetch --models foundation`") as error:
+        _ = load_profile("foundation").fcn
+    one_line(error)
 
 
 def test_directory_profile_has_the_parts_it_holds(tmp_path: Path) -> None:
@@ -65,7 +90,7 @@ def test_directory_profile_has_the_parts_it_holds(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["no-such-profile", "/no/such/directory"])
 def test_unknown_profile(name: str) -> None:
-    with pytest.raises(BadInputError, match="embedded, foundation or a directory") as error:
+    with pytest.raises(BadInputError, match="embedded, foundation, foundation-7b or a directory") as error:
         load_profile(name)
     one_line(error)
 
@@ -191,9 +216,20 @@ def test_broken_index_of_shards(tmp_path: Path) -> None:
         Captioner.load(directory)
 
 
-def test_hub_that_does_not_answer(monkeypatch: pytest.MonkeyPatch) -> None:
-    # Without a network and with nothing in the cache, minus the retries.
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    with pytest.raises(ModelError, match=r"the hub did not give it.*check the network, or name a directory") as error:
-        Corrector.load("owner/no-such-model@main")
+def test_weights_that_do_not_fit_the_memory_are_not_loaded(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("multisc.models.checkpoint.free_memory", lambda: 1000)
+    with pytest.raises(
+        ModelError, match=r"take 0.0 GB, cpu has 0.0 GB free; end other programs"
+    ) as error:
+        Corrector.load(copy)
+    one_line(error)
+
+
+def test_an_allocation_that_fails_is_one_line(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+
+    monkeypatch.setattr("transformers.BartForConditionalGeneration.from_pretrained", fail)
+    with pytest.raises(ModelError, match="the memory of cpu is short; end other programs") as error:
+        Corrector.load(copy)
     one_line(error)

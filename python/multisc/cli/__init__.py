@@ -22,6 +22,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "curve": ("multisc.cli.curve", "quality against SNR of a digital reference chain"),
     "sweep": ("multisc.cli.sweep", "quality against SNR of every system"),
     "train": ("multisc.cli.train", "train the embedded models"),
+    "models": ("multisc.cli.models", "list, fetch and verify the checkpoints of the models"),
 }
 
 

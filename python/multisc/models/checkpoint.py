@@ -4,14 +4,20 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import re
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from multisc.errors import ModelError
+from multisc.models import hub
+from multisc.models.profile import precision
 
+MAX_HEADER = 100 << 20  # of a safetensors file, as the format bounds it
+MEMORY_REMEDY = "end other programs on it, serve with --workers 1, or use --models embedded"
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 _HUB_NAME = re.compile(r"([A-Za-z0-9][\w.-]*/[\w.-]+)(?:@([\w./-]+))?")
 
@@ -21,38 +27,49 @@ class Source:
     """Where a checkpoint is.
 
     Args:
-        name: a directory, or "owner/name" on the hub.
-        revision: branch, tag or commit of the hub's repository; None for its main branch and for a directory.
-        local: whether it is a directory.
+        name: its directory.
+        hub: "owner/name" when that directory is in the hub's cache; empty for one of the user's.
     """
 
     name: str
-    revision: str | None
-    local: bool
+    hub: str = ""
+
+    @property
+    def local(self) -> bool:
+        """Whether it is a directory of the user's."""
+        return not self.hub
 
     @property
     def arguments(self) -> dict[str, Any]:
-        """The keyword arguments of every ``from_pretrained``: no code from the hub, no network for a directory."""
-        return {"revision": self.revision or "main", "local_files_only": self.local, "trust_remote_code": False}
+        """The keyword arguments of every ``from_pretrained``: no network, and no code from the checkpoint."""
+        return {"local_files_only": True, "trust_remote_code": False}
+
+    @property
+    def remedy(self) -> str:
+        """What to do when it is damaged."""
+        if self.hub:
+            return "check it with `multisc models verify` and fetch it again"
+        return "copy the whole checkpoint there again"
 
 
 def find(source: str | Path) -> Source:
-    """Tell a directory from a name on the hub.
+    """Find a checkpoint's directory; one that is on the hub and not here yet is fetched.
 
     Args:
         source: a directory, or "owner/name" or "owner/name@revision" on the hub.
 
     Raises:
-        ModelError: when it is neither an existing directory nor shaped like a name on the hub.
+        ModelError: when it is neither an existing directory nor shaped like a name on the hub, or the hub does not
+            give it.
     """
     if Path(source).is_dir():
-        return Source(str(source), None, local=True)
+        return Source(str(source))
     match = _HUB_NAME.fullmatch(source) if isinstance(source, str) else None
     if match is None:
         raise ModelError(
             f"model {source}: no such directory; name a checkpoint's directory, or owner/name on the hub"
         )
-    return Source(match[1], match[2], local=False)
+    return Source(str(hub.locate(match[1], match[2] or "main")), match[1])
 
 
 def check_directory(directory: Path, needed: tuple[str, ...]) -> None:
@@ -105,13 +122,7 @@ def explained(source: Source) -> Iterator[None]:
         # What went wrong is theirs to say, what to do is ours; the cause stays attached.
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
         reason = (lines[0] if lines else type(error).__name__)[:300].rstrip(".")
-        if source.local:
-            raise ModelError(
-                f"model directory {source.name}: {reason}; copy the whole checkpoint there again"
-            ) from error
-        raise ModelError(
-            f"model {source.name}: the hub did not give it ({reason}); check the network, or name a directory"
-        ) from error
+        raise ModelError(f"model {source.hub or 'directory ' + source.name}: {reason}; {source.remedy}") from error
 
 
 def load_weights(model_class: Any, source: Source, device: str, needed: tuple[str, ...] = ("config.json",)) -> Any:
@@ -130,25 +141,81 @@ def load_weights(model_class: Any, source: Source, device: str, needed: tuple[st
         ModelError: when the checkpoint is missing, incomplete, of another shape, a pickle, or does not
             fit the device.
     """
-    import torch
     from transformers.utils import logging
 
     logging.disable_progress_bar()
-    if source.local:
-        check_directory(Path(source.name), needed)
-    dtype = torch.float16 if device.startswith("cuda") else torch.float32
-    with explained(source):
+    directory = Path(source.name)
+    check_directory(directory, needed)
+    check_memory(directory, device)
+    with explained(source), enough_memory(source.name, device):
         model, info = model_class.from_pretrained(
-            source.name, dtype=dtype, use_safetensors=True, output_loading_info=True, **source.arguments
+            source.name, dtype=precision(device), use_safetensors=True, output_loading_info=True, **source.arguments
         )
     missing = sorted(info["missing_keys"])
     if missing:
         raise ModelError(
             f"model {source.name}: lacks the weight {missing[0]} ({len(missing)} in all); copy the right checkpoint"
         )
-    try:
+    with enough_memory(source.name, device):
         return model.to(device).eval()
-    except torch.OutOfMemoryError:
+
+
+def check_memory(directory: Path, device: str) -> None:
+    """Check that the weights of a checkpoint fit the device's free memory, before it is filled.
+
+    Args:
+        directory: with safetensors in it or below it.
+        device: "cpu", "cuda", "cuda:1", ...
+
+    Raises:
+        ModelError: when they do not.
+    """
+    import torch
+
+    width = precision(device).itemsize
+    needed = sum(_weights(file, width) for file in directory.rglob("*.safetensors"))
+    free = torch.cuda.mem_get_info(device)[0] if device.startswith("cuda") else free_memory()
+    if needed > free:
         raise ModelError(
-            f"model {source.name}: too large for the memory of {device}; use --models embedded"
-        ) from None
+            f"model {directory}: its weights take {needed / 1e9:.1f} GB, {device} has {free / 1e9:.1f} GB free; "
+            f"{MEMORY_REMEDY}"
+        )
+
+
+def free_memory() -> int:
+    """Return the bytes of main memory that programs can have without swapping."""
+    try:
+        for line in Path("/proc/meminfo").read_text().splitlines():
+            if line.startswith("MemAvailable:"):
+                return int(line.split()[1]) * 1024
+    except OSError:
+        pass  # not Linux: no such file, and no check
+    return sys.maxsize
+
+
+def _weights(file: Path, width: int) -> int:
+    """The bytes that a file's numbers take at ``width`` bytes each; 0 for one that is damaged: loading tells."""
+    with file.open("rb") as opened:
+        length = int.from_bytes(opened.read(8), "little")
+        if length > MAX_HEADER:
+            return 0
+        try:
+            header = json.loads(opened.read(length))
+            return sum(math.prod(t["shape"]) * width for name, t in header.items() if name != "__metadata__")
+        except (ValueError, KeyError, TypeError, AttributeError):
+            return 0
+
+
+@contextlib.contextmanager
+def enough_memory(name: str, device: str) -> Iterator[None]:
+    """Turn an allocation that fails into one line that says what to do.
+
+    Raises:
+        ModelError: when the device's memory is short.
+    """
+    import torch
+
+    try:
+        yield
+    except (torch.OutOfMemoryError, MemoryError):
+        raise ModelError(f"model {name}: the memory of {device} is short; {MEMORY_REMEDY}") from None

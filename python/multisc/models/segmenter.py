@@ -12,6 +12,7 @@ from PIL import Image
 from scipy import ndimage
 
 from multisc.models.fcn import Fcn
+from multisc.models.torchvision_fcn import TorchvisionFcn, is_converted
 
 MIN_SIDE = 32  # of the box, in pixels, where the picture has as many
 MIN_SHARE = 0.004  # of the picture's area, below which a region is no subject
@@ -48,7 +49,7 @@ class Segmenter:
         device: where it runs.
     """
 
-    def __init__(self, model: Fcn, device: str = "cpu") -> None:
+    def __init__(self, model: Fcn | TorchvisionFcn, device: str = "cpu") -> None:
         self._model = model.to(device).eval()
         self._device = device
 
@@ -59,7 +60,9 @@ class Segmenter:
         Raises:
             ModelError: when it is incomplete or does not fit.
         """
-        return cls(Fcn.from_pretrained(Path(path)), device)
+        directory = Path(path)
+        kind = TorchvisionFcn if is_converted(directory) else Fcn
+        return cls(kind.from_pretrained(directory), device)
 
     def probabilities(self, image: NDArray[np.uint8]) -> NDArray[np.float32]:
         """Return p(class | pixel), float32 of shape (classes, h, w), at the network's working size."""
