@@ -13,6 +13,7 @@
 // and how it fails:
 //   deny=1             opening: no permission              refuse_rate=1     every sample rate
 //   unplug=SECONDS     of stream, then every call fails    silent=SECONDS    of stream, then nothing comes or goes
+//   hang=SECONDS       of stream, then calls do not return
 
 #include <SoapySDR/Device.hpp>
 #include <SoapySDR/Errors.hpp>
@@ -291,6 +292,7 @@ private:
     {
         const double passed = static_cast<double>(which.passed) / which.rate;
         if (passed >= number(args_, "unplug", 1e12)) return SOAPY_SDR_STREAM_ERROR;
+        while (passed >= number(args_, "hang", 1e12)) sleep_ns(1'000'000'000);
         if (passed < number(args_, "silent", 1e12)) return 0;
         sleep_ns(1000 * timeout);
         return SOAPY_SDR_TIMEOUT;
@@ -346,9 +348,11 @@ private:
 
     int await_receiver(long timeout) const
     {
-        return await([this] {
+        // As long as nobody receives it sends in real time: a receiver that is about to start misses nothing.
+        const int64_t due = now_ns() + static_cast<int64_t>(1e9 * TRANSFER / tx_.rate);
+        return await([this, due] {
             const int64_t heard = medium_.air->heard.load();
-            return heard < 0 || tx_.next < heard + RING;
+            return heard < 0 ? now_ns() >= due : tx_.next < heard + RING;
         }, timeout);
     }
 
