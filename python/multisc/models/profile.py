@@ -5,12 +5,13 @@ Names, revisions, number format and device placement live here and nowhere else.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from multisc.errors import BadInputError, ModelError
 
@@ -21,6 +22,18 @@ EMBEDDED_DIRECTORY = Path(__file__).parent / "embedded"
 # The parts of a profile; in a directory of checkpoints each is a subdirectory of this name.
 PARTS = ("fcn", "llava", "bart", "stable-diffusion", "ip-adapter", "blip", "blip2", "deep-jscc", "vlf-projection")
 TEXT_FILES = ("*.json", "*.txt", "*.jinja", "*.model")  # configuration, tokenizer, processor
+
+Part = TypeVar("Part", covariant=True)
+
+
+class PartClass(Protocol[Part]):
+    """A class whose objects are loaded from one or more checkpoints."""
+
+    def load(self, *sources: Any, **options: Any) -> Part:
+        """Load it onto the device that the option ``device`` names."""
+
+    def __hash__(self) -> int:
+        """Classes have one: what was loaded is remembered by it."""
 
 
 @dataclass(frozen=True)
@@ -186,6 +199,18 @@ class Profile:
 
         return "cuda" if torch.cuda.is_available() else "cpu"
 
+    def load(self, kind: PartClass[Part], *parts: str) -> Part:
+        """Load parts onto the device, once: systems that use the same parts share one instance in a process.
+
+        Args:
+            kind: with ``load(*sources, device=...)``.
+            parts: of ``PARTS``, in the order of the sources that ``kind.load`` takes.
+
+        Raises:
+            ModelError: when the profile has no such part, or it cannot be loaded.
+        """
+        return _load(kind, tuple(self.source(part) for part in parts), self.device)
+
     @property
     def fcn(self) -> str:
         """The segmentation network."""
@@ -252,6 +277,11 @@ class Profile:
                 f"run `multisc models fetch --models {self.name}`"
             )
         return source
+
+
+@functools.cache
+def _load(kind: PartClass[Part], sources: tuple[str, ...], device: str) -> Part:
+    return kind.load(*sources, device=device)
 
 
 def precision(device: str) -> torch.dtype:
