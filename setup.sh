@@ -51,6 +51,16 @@ site=$("$venv/bin/python" -c 'import sysconfig; print(sysconfig.get_path("pureli
 mkdir -p "$site/gnuradio"
 ln -sfn "$root/gr-multisc/python/multisc" "$site/gnuradio/multisc"
 
+# Companion runs in the Python of its first line, and so does what it starts: the distribution's sees no .venv.
+for program in gnuradio-companion grcc; do
+    cat >"$venv/bin/$program" <<SH
+#!/bin/sh
+export GRC_BLOCKS_PATH="$root/gr-multisc/grc\${GRC_BLOCKS_PATH:+:\$GRC_BLOCKS_PATH}"
+exec "\$(dirname "\$0")/python" /usr/bin/$program "\$@"
+SH
+    chmod +x "$venv/bin/$program"
+done
+
 "$venv/bin/python" - <<'PY'
 import sys
 

@@ -4,4 +4,9 @@ The library never imports GNU Radio; the blocks in ``gr-multisc/`` are thin adap
 Data flows one way: image, streams, IQ, streams, image.
 """
 
-__version__ = "0.1.0"
+from importlib.metadata import PackageNotFoundError, version
+
+try:
+    __version__ = version("gr-multisc")  # stands in pyproject.toml
+except PackageNotFoundError:  # a checkout that only stands on the path
+    __version__ = "unknown"
