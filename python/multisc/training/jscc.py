@@ -20,6 +20,7 @@ from multisc.training.photographs import Photograph, load_photographs
 
 FOLDERS = ("bsds300", "coco160", "objects1000")  # the others are too small to look like photographs of today
 PATCHES = 150  # blocks of each photograph that the transform is made from
+ROUNDING = 1.0 / 12.0 / 255.0**2  # variance that rounding to 8 bits adds to every coefficient
 USUAL_CHANNELS = (64, 128, 256)  # CBR 1/24, 1/12, 1/6
 MAX_FADES = 64
 
@@ -40,7 +41,7 @@ class JsccTraining:
 
     steps: int = 4000
     rate: float = 6e-4
-    later_steps: int = 1500
+    later_steps: int = 1000
     later_rate: float = 2e-4
     batch: int = 8
     crop: int = 160
@@ -109,7 +110,7 @@ def block_transform(pictures: list[NDArray[np.uint8]], rng: np.random.Generator)
     covariance = products / count - outer - outer.T + np.outer(centre, centre)
     variance, vectors = np.linalg.eigh(covariance)
     strongest = np.argsort(variance)[::-1][:CHANNELS]
-    deviation = np.sqrt(np.maximum(variance[strongest], 1e-8))
+    deviation = np.sqrt(np.maximum(variance[strongest], ROUNDING))
     return (
         torch.tensor(colour, dtype=torch.float32),
         torch.tensor(vectors.T[strongest].copy(), dtype=torch.float32),
