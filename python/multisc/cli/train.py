@@ -36,6 +36,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
         choices=sorted(CATALOGUE),
         help="only for vlf: train for the models of this profile, and write to where the profile looks for it",
     )
+    parser.add_argument(
+        "--start", type=Path, metavar="DIR", help="only for bart: a finished checkpoint to go on from"
+    )
     parser.add_argument("--threads", type=int, default=1, metavar="N", help="of the processor; default: %(default)s")
 
 
@@ -43,8 +46,11 @@ def run(args: argparse.Namespace) -> int:
     """Train, and print what each model reached on held-out data.
 
     Raises:
-        BadInputError: for a missing directory, a number of threads below 1, or ``--models`` with another model.
+        BadInputError: for a missing directory, a number of threads below 1, ``--models`` or ``--start`` with another
+            model.
     """
+    if args.start and args.model != "bart":
+        raise BadInputError("--start is for bart alone")
     if args.models and (args.model != "vlf" or args.out):
         raise BadInputError("--models is for vlf alone, and takes the place of --out")
     if not args.models and not args.out:
@@ -59,6 +65,7 @@ def run(args: argparse.Namespace) -> int:
     torch.set_num_threads(args.threads)
     work = args.work or out / "work"
     stages = STAGES | ({"vlf": functools.partial(_vlf, models=args.models)} if args.models else {})
+    stages |= {"bart": functools.partial(_bart, start=args.start)} if args.start else {}
     for name in STAGES if args.model == "all" else [args.model]:
         quality = stages[name](args.data, work, out)
         print(f"{name}: {json.dumps(quality)}", flush=True)
@@ -71,10 +78,10 @@ def _llava(data: Path, work: Path, out: Path) -> object:
     return llava.train(data, work / "text", out / "llava")
 
 
-def _bart(data: Path, work: Path, out: Path) -> object:
+def _bart(data: Path, work: Path, out: Path, start: Path | None = None) -> object:
     from multisc.training import bart
 
-    return bart.train(data, work / "text", out / "llava", out / "bart")
+    return bart.train(data, work / "text", out / "llava", out / "bart", start=start)
 
 
 def _fcn(data: Path, work: Path, out: Path) -> object:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Protocol
 
 import numpy as np
+from numpy.typing import NDArray
 
 from multisc.codecs.text import TextChannel, Words
-from multisc.phy.transport import ModulatedStream, demodulate, modulate
+from multisc.phy.transport import demodulate, modulate
 from multisc.phy.units import noise_variance
 from multisc.streams import Stream
 
@@ -45,20 +47,37 @@ class NoisyCaptions:
         self._speaker = speaker
         self._channel = TextChannel(speaker, mode, dimensions, bits)
         self._modulation, self._code = modulation, code
-        self._sent: dict[str, ModulatedStream] = {}  # training sends each sentence again and again
+        self._sent: dict[str, NDArray[np.float32]] = {}  # training sends each sentence again and again
 
     def stream(self, text: str) -> Stream:
         """Return a sentence as it is handed to the transmitter."""
-        coefficients = self._channel.coefficients(self._speaker.encode(text))
-        return Stream("text", coefficients, self._modulation, self._code, self._channel.book.quantiser)
+        return self._stream(self._channel.coefficients(self._speaker.encode(text)))
 
     def receive(self, text: str, snr_db: float, rng: np.random.Generator) -> str:
         """Return a sentence as received at an Es/N0 of ``snr_db``, in dB."""
-        if text not in self._sent:
-            self._sent[text] = modulate(self.stream(text))
-        sent = self._sent[text]
+        return self.receive_all([text], snr_db, rng)[0]
+
+    def receive_all(self, texts: Sequence[str], snr_db: float, rng: np.random.Generator) -> list[str]:
+        """Return sentences as received at one Es/N0 of ``snr_db``, in dB."""
+        for text in texts:
+            if text not in self._sent:
+                self._sent[text] = self._channel.coefficients(self._speaker.encode(text))
+        sent = [self._sent[text] for text in texts]
+        if self._code != "none":
+            return [self._channel.text(self._through(coefficients, snr_db, rng)) for coefficients in sent]
+        # Without a code every symbol fares alone, so that all may go in one stream.
+        ends = np.cumsum([len(coefficients) for coefficients in sent])
+        received = self._through(np.concatenate(sent), snr_db, rng)
+        return [self._channel.text(part) for part in np.split(received, ends[:-1])]
+
+    def _stream(self, coefficients: NDArray[np.float32]) -> Stream:
+        return Stream("text", coefficients, self._modulation, self._code, self._channel.book.quantiser)
+
+    def _through(
+        self, coefficients: NDArray[np.float32], snr_db: float, rng: np.random.Generator
+    ) -> NDArray[np.float32]:
+        sent = modulate(self._stream(coefficients))
         variance = noise_variance(snr_db)
         noise = rng.standard_normal((2, sent.symbols.size)) * np.sqrt(variance / 2.0)
         noisy = (sent.symbols + noise[0] + 1j * noise[1]).astype(np.complex64)
-        received = demodulate(sent.descriptor, noisy, np.full(noisy.size, variance, np.float32))
-        return self._channel.text(received.data)
+        return demodulate(sent.descriptor, noisy, np.full(noisy.size, variance, np.float32)).data

@@ -52,6 +52,8 @@ class LlavaRecipe:
         trained_rate: factor on the learning rate of what was trained before, in that last stage.
         wrong_words: share of the words before that are blotted out in that stage: what cannot be guessed from
             words must be seen.
+        consensus_samples, consensus_temperature: how descriptions are found in the end, see ``Captioner``; chosen on
+            220 of the training photographs.
         language, tower, captions: the stages.
     """
 
@@ -62,6 +64,8 @@ class LlavaRecipe:
     caption_batch: int = 32
     trained_rate: float = 0.1
     wrong_words: float = 0.2
+    consensus_samples: int = 16
+    consensus_temperature: float = 0.4
     language: Schedule = field(default_factory=lambda: Schedule(steps=2500, learning_rate=3e-3, save_every=250))
     tower: Schedule = field(default_factory=lambda: Schedule(steps=8000, learning_rate=6e-4))
     captions: Schedule = field(default_factory=lambda: Schedule(steps=1600, learning_rate=3e-3, save_every=100))
@@ -269,6 +273,8 @@ def train(data: Path, work: Path, output: Path, recipe: LlavaRecipe = LlavaRecip
     )
     log += train_tower(model, captions, recipe, work)
     log += train_captions(model, tokenizer, captions, recipe, work)
+    model.config.consensus_samples = recipe.consensus_samples
+    model.config.consensus_temperature = recipe.consensus_temperature
     model.half().save_pretrained(output)
     make_processor(tokenizer, recipe).save_pretrained(output)
     captioner = Captioner.load(output)
