@@ -23,6 +23,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "sweep": ("multisc.cli.sweep", "quality against SNR of every system"),
     "train": ("multisc.cli.train", "train the embedded models"),
     "models": ("multisc.cli.models", "list, fetch and verify the checkpoints of the models"),
+    "doctor": ("multisc.cli.doctor", "check what gr-multisc stands on, and name the fix"),
 }
 
 
