@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,7 @@ from miniatures import write_llava
 from numpy.typing import NDArray
 
 from multisc.codecs.text import EmbeddingCodec
-from multisc.errors import BadInputError
+from multisc.errors import BadInputError, ModelError
 from multisc.models.captioner import Captioner
 from multisc.models.profile import load_profile
 from multisc.training.captioning import measure
@@ -61,6 +62,50 @@ def test_batch_of_pictures_of_any_size(miniature: Captioner) -> None:
         assert not special & set(ids)
     assert miniature.caption(pictures, max_tokens=6) == said
     assert miniature.caption([]) == []
+
+
+@pytest.fixture(scope="module")
+def sampling(tmp_path_factory: pytest.TempPathFactory) -> Captioner:
+    directory = write_llava(tmp_path_factory.mktemp("sampling"))
+    config = json.loads((directory / "config.json").read_text())
+    config |= {"consensus_samples": 5, "consensus_temperature": 0.8}
+    (directory / "config.json").write_text(json.dumps(config))
+    return Captioner.load(directory)
+
+
+def test_consensus_on_a_picture_does_not_depend_on_its_neighbours(sampling: Captioner, miniature: Captioner) -> None:
+    assert (sampling.samples, miniature.samples) == (5, 1)
+    pictures = [noise(20, 30, seed) for seed in range(4)]
+    together = sampling.caption(pictures, max_tokens=8)
+    assert together == [sampling.caption([picture], max_tokens=8)[0] for picture in pictures]
+    assert together != miniature.caption(pictures, max_tokens=8)
+
+
+def test_consensus_is_one_of_the_samples(sampling: Captioner, monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn = []
+    original = sampling.model.generate
+    monkeypatch.setattr(sampling.model, "generate", lambda **inputs: drawn.append(original(**inputs)) or drawn[-1])
+    (said,) = sampling.caption([noise(20, 30)], max_tokens=8)
+    assert len(drawn[0]) == 5
+    assert len({tuple(row.tolist()) for row in drawn[0]}) > 1
+    assert any(said == row[-8:][: len(said)].tolist() for row in drawn[0])
+
+
+@pytest.mark.parametrize(
+    "entries",
+    [
+        {"consensus_samples": 0},
+        {"consensus_samples": 10**9},
+        {"consensus_samples": "8"},
+        {"consensus_samples": 4, "consensus_temperature": 0},
+    ],
+)
+def test_impossible_sampling_is_refused(entries: dict, tmp_path: Path) -> None:
+    directory = write_llava(tmp_path)
+    config = json.loads((directory / "config.json").read_text())
+    (directory / "config.json").write_text(json.dumps(config | entries))
+    with pytest.raises(ModelError, match=r"consensus_\w+ .* in config\.json: must be"):
+        Captioner.load(directory)
 
 
 def test_the_query_reaches_the_model(miniature: Captioner, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,7 @@ from multisc.cli import main
 from multisc.errors import BadInputError
 from multisc.models.captioner import Captioner
 from multisc.models.corrector import Corrector
+from multisc.models.profile import load_profile
 from multisc.training import bart, llava
 from multisc.training.captioning import measure, write_block_captions
 from multisc.training.channel import NoisyCaptions
@@ -218,9 +220,17 @@ def test_every_stage_trains_and_the_checkpoints_load(
     assert len(said) == len(captions.train) + len(captions.held_out) + len(captions.unlabelled)
     assert all(len(texts) == 5 for texts in said.values())
 
-    rows = bart.train(data, tmp_path, tmp_path / "llava", tmp_path / "bart", bart.BartRecipe(batch=8, schedule=stage))
+    small = bart.BartRecipe(batch=8, schedule=stage, refinement=replace(stage, learning_rate=1e-4))
+    rows = bart.train(data, tmp_path, tmp_path / "llava", tmp_path / "bart", small)
     assert [(row["snr_db"], row["bleu_received"]) for row in rows] == [(20.0, 1.0)]
     assert Corrector.load(tmp_path / "bart").correct(["a dog."])
+    rows = bart.train(data, tmp_path / "on", tmp_path / "llava", tmp_path / "on", small, tmp_path / "bart")
+    record = json.loads((tmp_path / "on" / "training.json").read_text())
+    assert (record["refined"], record["log"][0]["learning_rate"]) == (True, 1e-4)
+    with pytest.raises(BadInputError, match="its vocabulary is not that of the captioner"):
+        bart.train(
+            data, tmp_path / "no", tmp_path / "llava", tmp_path / "no", small, Path(load_profile("embedded").bart)
+        )
 
 
 class Speaker:
@@ -275,12 +285,16 @@ def test_training_stops_when_nothing_improves_and_keeps_the_best(tmp_path: Path)
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
-    [(["--data", "/no/such"], "no such directory"), (["--data", ".", "--threads", "0"], "must be at least 1")],
+    [
+        (["bart", "--data", "/no/such"], "no such directory"),
+        (["bart", "--data", ".", "--threads", "0"], "must be at least 1"),
+        (["llava", "--data", ".", "--start", "."], "--start is for bart alone"),
+    ],
 )
 def test_command_line_errors(
     arguments: list[str], message: str, capsys: pytest.CaptureFixture, tmp_path: Path
 ) -> None:
-    assert main(["train", "bart", "--out", str(tmp_path), *arguments]) == 2
+    assert main(["train", "--out", str(tmp_path), *arguments]) == 2
     line = capsys.readouterr().err.strip()
     assert message in line
     assert "\n" not in line

@@ -12,25 +12,42 @@ from numpy.typing import NDArray
 from multisc.codecs.text import MAX_TOKENS
 from multisc.errors import BadInputError, ModelError
 from multisc.models.checkpoint import explained, find, load_weights
+from multisc.models.consensus import consensus
 
 if TYPE_CHECKING:
+    from torch import Tensor
     from transformers import LlavaForConditionalGeneration, LlavaProcessor
 
 PAPER_QUERY = "Relay a brief, clear account of the picture shown."
 DEFAULT_MAX_TOKENS = 48
+MAX_SAMPLES = 64
 
 
 class Captioner:
     """A LLaVA with its tokenizer and image processor.
 
+    It says the likeliest words one after the other. Where the model's configuration names ``consensus_samples``, it
+    draws so many descriptions of each picture and says the one that agrees best with the others: a small model, not
+    sure of what it sees, describes pictures better so.
+
     Args:
-        model: in evaluation mode.
+        model: in evaluation mode. Its configuration may name ``consensus_samples``, 2 to ``MAX_SAMPLES``, and
+            ``consensus_temperature``, above 0 and at most 2.
         processor: of the same checkpoint.
+
+    Raises:
+        ModelError: for numbers outside these ranges.
     """
 
     def __init__(self, model: LlavaForConditionalGeneration, processor: LlavaProcessor) -> None:
         self.model = model
         self.processor = processor
+        self.samples = getattr(model.config, "consensus_samples", 1)
+        self.temperature = getattr(model.config, "consensus_temperature", 1.0)
+        if type(self.samples) is not int or not 1 <= self.samples <= MAX_SAMPLES:
+            raise ModelError(f"consensus_samples {self.samples!r} in config.json: must be 1 to {MAX_SAMPLES}")
+        if not isinstance(self.temperature, int | float) or not 0 < self.temperature <= 2:
+            raise ModelError(f"consensus_temperature {self.temperature!r} in config.json: must be above 0, at most 2")
 
     @classmethod
     def load(cls, source: str | Path, device: str = "cpu") -> Captioner:
@@ -85,12 +102,16 @@ class Captioner:
         if not images:
             return []
         inputs = self._prompt(images, query)
+        how: dict[str, Any] = {"do_sample": False, "temperature": None, "top_p": None, "top_k": None}
+        if self.samples > 1:
+            inputs = {name: value.repeat_interleave(self.samples, 0) for name, value in inputs.items()}
+            how["logits_processor"] = [_Chance(self.samples, self.temperature)]
         with torch.inference_mode():
-            output = self.model.generate(
-                **inputs, do_sample=False, temperature=None, top_p=None, top_k=None, max_new_tokens=max_tokens
-            )
+            output = self.model.generate(**inputs, **how, max_new_tokens=max_tokens)
         special = set(self.processor.tokenizer.all_special_ids)
-        return [_until_special(row, special) for row in output[:, inputs["input_ids"].shape[1] :].tolist()]
+        said = [_until_special(row, special) for row in output[:, inputs["input_ids"].shape[1] :].tolist()]
+        groups = [said[start : start + self.samples] for start in range(0, len(said), self.samples)]
+        return [group[consensus([self.decode(ids) for ids in group])] for group in groups]
 
     def log_likelihood(
         self, images: list[NDArray[np.uint8]], captions: list[str], query: str = PAPER_QUERY
@@ -151,6 +172,25 @@ class Captioner:
     def decode(self, ids: list[int]) -> str:
         """Return the text of token ids; special tokens vanish, surrounding white space is cut off."""
         return self.processor.tokenizer.decode(ids, skip_special_tokens=True).strip()
+
+
+class _Chance:
+    """Makes the likeliest word one drawn at random, by noise of the Gumbel distribution on the log-likelihoods.
+
+    The noise depends on the sample's number and the word's place alone: what is said of a picture does not depend on
+    the pictures beside it.
+    """
+
+    def __init__(self, samples: int, temperature: float) -> None:
+        self._samples, self._temperature = samples, temperature
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        import torch
+
+        generator = torch.Generator().manual_seed(input_ids.shape[1])
+        uniform = torch.rand((self._samples, scores.shape[1]), generator=generator).clamp_min(1e-20)
+        noise = -torch.log(-torch.log(uniform)).to(scores.device)
+        return scores / self._temperature + noise.repeat(len(scores) // self._samples, 1)
 
 
 def _until_special(ids: list[int], special: set[int]) -> list[int]:
