@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from multisc.errors import BadInputError
 from multisc.phy.crc import CRC16, CRC24A, CRC24B
-from multisc.phy.fec import RATES, make_code
+from multisc.phy.fec import RATES, check_code, make_code
 from multisc.phy.ldpc.transport import TransportBlock, segment
 
 SPECS = ["none", *(f"nr:{rate}" for rate in RATES), "pyldpc:120:3:6"]
@@ -179,6 +179,14 @@ def test_codes_are_shared():
 def test_unknown_specifications_are_refused(spec):
     with pytest.raises(BadInputError, match="code"):
         make_code(spec, 100, 2)
+    with pytest.raises(BadInputError, match="code"):
+        check_code(spec)
+
+
+@pytest.mark.parametrize("spec", ["none", "nr:8/9", "pyldpc:4096:2:4096"])
+def test_a_specification_is_checked_without_making_the_code(spec, monkeypatch):
+    monkeypatch.setattr("multisc.phy.fec._make_code", None)
+    check_code(spec)
 
 
 @given(st.text(max_size=20))

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from multisc.errors import BadInputError
 from multisc.phy.crc import CRC24A
-from multisc.phy.ldpc.gallager import GallagerBlock
+from multisc.phy.ldpc.gallager import GallagerBlock, check_numbers
 from multisc.phy.ldpc.transport import TransportBlock
 
 RATES = {
@@ -88,39 +88,48 @@ def make_code(spec: str, payload_bits: int, bits_per_symbol: int) -> Code:
 
 
 def check_code(spec: str) -> None:
-    """Raise BadInputError for a specification that names no code."""
-    make_code(spec, 1, 1)
+    """Raise BadInputError for a specification that names no code; none is made."""
+    kind, _, rest = spec.partition(":")
+    if kind not in _MAKERS:
+        raise BadInputError(f"code {spec!r}: must be none, nr:R or pyldpc:N:DV:DC")
+    if kind == "none" and rest:
+        raise BadInputError(f"code {spec!r}: none takes no parameters")
+    if kind == "nr" and rest not in RATES:
+        raise BadInputError(f"code {spec!r}: the rate must be one of {', '.join(RATES)}")
+    if kind == "pyldpc":
+        check_numbers(*_gallager_numbers(rest))
 
 
 @lru_cache(maxsize=64)
 def _make_code(spec: str, payload_bits: int, bits_per_symbol: int) -> Code:
+    check_code(spec)
     kind, _, rest = spec.partition(":")
-    makers: dict[str, Callable[[str, int, int], Code]] = {"none": _uncoded, "nr": _nr, "pyldpc": _pyldpc}
-    if kind not in makers:
-        raise BadInputError(f"code {spec!r}: must be none, nr:R or pyldpc:N:DV:DC")
-    return makers[kind](rest, payload_bits, bits_per_symbol)
+    return _MAKERS[kind](rest, payload_bits, bits_per_symbol)
 
 
 def _uncoded(rest: str, payload_bits: int, bits_per_symbol: int) -> Code:
-    if rest:
-        raise BadInputError(f"code 'none:{rest}': none takes no parameters")
     return UncodedBits(payload_bits, bits_per_symbol)
 
 
 def _nr(rest: str, payload_bits: int, bits_per_symbol: int) -> Code:
-    if rest not in RATES:
-        raise BadInputError(f"code 'nr:{rest}': the rate must be one of {', '.join(RATES)}")
     return NrCode(TransportBlock(payload_bits, RATES[rest], bits_per_symbol))
 
 
 def _pyldpc(rest: str, payload_bits: int, bits_per_symbol: int) -> Code:
+    return GallagerCode(GallagerBlock(*_gallager_numbers(rest)), payload_bits, bits_per_symbol)
+
+
+def _gallager_numbers(rest: str) -> tuple[int, int, int]:
     parts = rest.split(":")
     if len(parts) != 3 or not all(p.isascii() and p.isdigit() and len(p) <= 5 for p in parts):
         raise BadInputError(
             f"code 'pyldpc:{rest}': must be pyldpc:N:DV:DC with whole numbers, such as pyldpc:648:3:6"
         )
     n, dv, dc = map(int, parts)
-    return GallagerCode(GallagerBlock(n, dv, dc), payload_bits, bits_per_symbol)
+    return n, dv, dc
+
+
+_MAKERS: dict[str, Callable[[str, int, int], Code]] = {"none": _uncoded, "nr": _nr, "pyldpc": _pyldpc}
 
 
 class UncodedBits:

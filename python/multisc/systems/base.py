@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from multisc.errors import BadInputError
+from multisc.phy.fec import check_code
 from multisc.streams import Encoded, ReceivedImage, Reconstruction
 
 Options = Mapping[str, Any]
@@ -59,3 +60,16 @@ def parse_options(kind: type[T], options: Options, system: str) -> T:
             raise BadInputError(f"{system}: option {name} is {value!r}: must be of type {wanted.__name__}")
         values[name] = value
     return kind(**values)
+
+
+def check_codes(options: object, *names: str) -> None:
+    """Refuse options that name no code of ``multisc.phy.fec``.
+
+    Raises:
+        BadInputError: naming the first one that does not.
+    """
+    for name in names:
+        try:
+            check_code(getattr(options, name))
+        except BadInputError as error:
+            raise BadInputError(f"option {name}: {error}") from error

@@ -28,7 +28,7 @@ from multisc.models.segmenter import Segmenter
 from multisc.phy.transport import channel_uses
 from multisc.streams import DIGITAL_MODULATIONS, Encoded, ReceivedImage, Reconstruction, Stream
 from multisc.systems import budget, slices
-from multisc.systems.base import Options, parse_options
+from multisc.systems.base import Options, check_codes, parse_options
 
 SLICE_CODECS = ("pixels", "bpg", "jscc")
 MAX_CANDIDATES = 64
@@ -108,6 +108,7 @@ class MultiScOptions:
         for name in ("slice_modulation", "text_modulation"):
             if getattr(self, name) not in DIGITAL_MODULATIONS:
                 raise BadInputError(f"option {name}: must be one of {', '.join(DIGITAL_MODULATIONS)}")
+        check_codes(self, "text_code", *(["slice_code"] if self.slice_code else []))
 
 
 @dataclass(frozen=True)

@@ -27,7 +27,7 @@ from multisc.models.generator import Generator
 from multisc.models.profile import Profile, load_profile
 from multisc.phy.transport import channel_uses
 from multisc.streams import DIGITAL_MODULATIONS, Encoded, ReceivedImage, ReceivedStream, Reconstruction, Stream
-from multisc.systems.base import Options, parse_options
+from multisc.systems.base import Options, check_codes, parse_options
 from multisc.systems.vlm_csc import CaptionOnly, check_limit, check_ranges, check_size, limit
 
 STREAM = "feature"
@@ -74,6 +74,7 @@ class VlfOptions:
             raise BadInputError(f"option transport is {self.transport}: must be one of {', '.join(TRANSPORTS)}")
         if self.modulation not in DIGITAL_MODULATIONS:
             raise BadInputError(f"option modulation: must be one of {', '.join(DIGITAL_MODULATIONS)}")
+        check_codes(self, "code")
 
 
 @dataclass(frozen=True)

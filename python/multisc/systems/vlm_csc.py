@@ -23,7 +23,7 @@ from multisc.models.generator import Generator
 from multisc.models.profile import load_profile
 from multisc.phy.transport import MAX_LENGTH, channel_uses
 from multisc.streams import DIGITAL_MODULATIONS, Encoded, ReceivedImage, Reconstruction, Stream
-from multisc.systems.base import Options, parse_options
+from multisc.systems.base import Options, check_codes, parse_options
 from multisc.systems.budget import channel_uses as uses_of_cbr
 from multisc.systems.budget import parse_cbr
 
@@ -69,6 +69,7 @@ class CaptionOptions:
             raise BadInputError(f"option text_mode is {self.text_mode}: must be one of {', '.join(TEXT_MODES)}")
         if self.text_modulation not in DIGITAL_MODULATIONS:
             raise BadInputError(f"option text_modulation: must be one of {', '.join(DIGITAL_MODULATIONS)}")
+        check_codes(self, "text_code")
 
 
 def check_ranges(options: object, *ranges: tuple[str, int, int]) -> None:

@@ -33,10 +33,7 @@ class GallagerBlock:
     """
 
     def __init__(self, n: int, dv: int, dc: int) -> None:
-        if not (2 <= dv < dc <= n <= MAX_BITS and n % dc == 0):
-            raise BadInputError(
-                f"Gallager code {n}:{dv}:{dc}: needs 2 <= DV < DC <= N <= {MAX_BITS} and N a multiple of DC"
-            )
+        check_numbers(n, dv, dc)
         self.checks, self.generator = _matrices(n, dv, dc)
         self.n, self.k = self.generator.shape
         self._decoder = Decoder(graph_of_matrix(self.checks), np.arange(n, dtype=np.int32), self.k)
@@ -64,6 +61,14 @@ class GallagerBlock:
     ) -> DecodeResult:
         """Decode float32 LLRs of shape (B, n); see :meth:`multisc.phy.ldpc.decoder.Decoder.decode`."""
         return self._decoder.decode(llr, algorithm, schedule, iterations, early_stop)
+
+
+def check_numbers(n: int, dv: int, dc: int) -> None:
+    """Raise BadInputError for numbers that make no code, without making it."""
+    if not (2 <= dv < dc <= n <= MAX_BITS and n % dc == 0):
+        raise BadInputError(
+            f"Gallager code {n}:{dv}:{dc}: needs 2 <= DV < DC <= N <= {MAX_BITS} and N a multiple of DC"
+        )
 
 
 @lru_cache(maxsize=8)
