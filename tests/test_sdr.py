@@ -28,7 +28,7 @@ from gnuradio.multisc.air_graph import image_receiver
 from gnuradio.multisc.burst import LEAD, WARM_UP_SYMBOLS, burst_transmitter
 from gnuradio.multisc.driver_log import DriverLog
 from gnuradio.multisc.message_block import Faults
-from gnuradio.multisc.radio import FrontEndSettings, check_plan
+from gnuradio.multisc.radio import FrontEnd, FrontEndSettings, check_plan
 from phy_support import make_streams
 from test_grc import compile_flowgraph
 
@@ -396,3 +396,82 @@ def test_the_oscillator_stays_out_of_the_waveform() -> None:
     for wrong in ((1e5, 1), (0.8e6, 2), (1.2e6, 2), (0.0, 0), (0.0, 17)):
         with pytest.raises(BadInputError):
             check_plan(settings(*wrong), PhyConfig())
+
+
+class FakeUsrp(gr.sync_block):
+    """Has the methods of ``uhd.usrp_sink`` with its signatures, and its ranges are gr-uhd's own objects."""
+
+    def __init__(self, device_addr: str, stream_args: object, tsb_tag_name: str = "") -> None:
+        from gnuradio import uhd
+
+        gr.sync_block.__init__(self, "fake", [np.complex64], None)
+        self.ranges = {"rate": (0.2e6, 56e6), "frequency": (50e6, 6e9), "gain": (0.0, 89.75)}
+        self.uhd = uhd
+        self.was: dict[str, object] = {"args": device_addr, "gain": 0.0, "antenna": "TX/RX"}
+
+    def range(self, name: str) -> object:
+        return self.uhd.meta_range_t(*self.ranges[name])
+
+    def get_samp_rates(self) -> object:
+        return self.range("rate")
+
+    def get_freq_range(self, chan: int = 0) -> object:
+        return self.range("frequency")
+
+    def get_gain_range(self, *name_and_channel: object) -> object:
+        return self.range("gain")
+
+    def get_gain_names(self, chan: int = 0) -> list[str]:
+        return ["PGA"]
+
+    def get_antennas(self, chan: int = 0) -> list[str]:
+        return ["TX/RX", "RX2"]
+
+    def set_samp_rate(self, rate: float) -> None:
+        self.was["rate"] = rate if rate != 3e6 else 2.99e6
+
+    def get_samp_rate(self) -> object:
+        return self.was["rate"]
+
+    def set_center_freq(self, request: object, chan: int = 0) -> None:
+        self.was["request"] = request
+
+    def get_center_freq(self, chan: int = 0) -> float:
+        return self.was["request"].target_freq
+
+    def set_gain(self, gain: float, *name_and_channel: object) -> None:
+        self.was["gain"] = gain
+
+    def get_gain(self, chan: int = 0) -> object:
+        return self.was["gain"]
+
+    def set_antenna(self, name: str, chan: int = 0) -> None:
+        self.was["antenna"] = name
+
+    def get_antenna(self, chan: int = 0) -> object:
+        return self.was["antenna"]
+
+
+def test_a_usrp_is_set_and_checked_through_gr_uhd(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No USRP was ever attached: this shows that the calls fit gr-uhd, and no more."""
+    uhd = pytest.importorskip("gnuradio.uhd")
+    monkeypatch.setattr(uhd, "usrp_sink", FakeUsrp)
+
+    def front_end(**changes: object) -> FrontEnd:
+        usual = {"driver": "uhd", "args": "type=b200", "rate": 2e6, "frequency": 1e9, "gains": {"": 40.0}}
+        return FrontEnd("tx", FrontEndSettings(**{**usual, **changes}), PhyConfig())
+
+    end = front_end(antenna="RX2", lo_offset=5e5, gains={"PGA": 30.0})
+    (device,) = end.blocks
+    assert (end.gain, end.antenna, device.was["args"]) == (30.0, "RX2", "type=b200")
+    assert device.was["request"].rf_freq == 1e9 + 5e5
+    for wrong, word in (
+        ({"rate": 60e6}, "200000 to 56000000"),
+        ({"rate": 3e6}, "2990000"),
+        ({"frequency": 1e6}, "50000000 to"),
+        ({"gains": {"": 90.0}}, "89.75"),
+        ({"gains": {"VGA": 1.0}}, "PGA"),
+        ({"antenna": "J1"}, "TX/RX, RX2"),
+    ):
+        with pytest.raises(BadInputError, match=word):
+            front_end(**wrong)

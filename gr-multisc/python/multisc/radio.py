@@ -143,10 +143,12 @@ class _UhdPort:
         self.block = make(args, uhd.stream_args("fc32"))
 
     def rates(self) -> list[Range]:
-        return [(r.start(), r.stop()) for r in self.block.get_samp_rates()]
+        whole = self.block.get_samp_rates()
+        return [(whole.start(), whole.stop())]
 
     def frequencies(self) -> list[Range]:
-        return [(r.start(), r.stop()) for r in self.block.get_freq_range(0)]
+        whole = self.block.get_freq_range(0)
+        return [(whole.start(), whole.stop())]
 
     def gains(self) -> dict[str, Range]:
         ranges = {name: self.block.get_gain_range(name, 0) for name in self.block.get_gain_names(0)}
