@@ -139,6 +139,16 @@ def test_a_description_says_what_the_block_does(platform, name: str) -> None:
         assert parameter.get("label") not in (None, "", parameter["id"])
 
 
+def test_every_port_stands_in_the_table_of_pdus(platform) -> None:
+    text = (ROOT / "docs" / "pdu.md").read_text()
+    rows = {row.split("|")[1].strip(): row.split("|")[2:4] for row in text.splitlines() if row.count("|") == 4}
+    for name in DESCRIBED:
+        block = platform.blocks[name]
+        for ports, column in ((block.inputs_data, 0), (block.outputs_data, 1)):
+            for port in (port for port in ports if port["domain"] == "message"):
+                assert f"`{port['id']}`" in rows[block.label][column], (block.label, port["id"])
+
+
 FILES = {"multisc_image_source": ("paths", "photo.png"), "multisc_sigmf_source": ("path", "air.cf32")}
 WINDOWS = ("multisc_image_sink", "multisc_statistics_panel")  # need a display: tests of their own
 

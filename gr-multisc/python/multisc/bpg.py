@@ -86,5 +86,7 @@ class bpg_decoder(MessageBlock):
         envelope = pdu.envelope_of(meta)
         if envelope.system != BpgLdpc.name:
             return
-        received = ReceivedImage([pdu.unpack_received(meta, data)], envelope.side_info)
-        self.send("image", pdu.pack_reconstruction(self._system.decode(received, {}), envelope.image_id))
+        stream = pdu.unpack_received(meta, data)
+        result = self._system.decode(ReceivedImage([stream], envelope.side_info), {})
+        lost = [] if stream.delivered else [stream.name]
+        self.send("image", pdu.pack_reconstruction(result, envelope.image_id, envelope.system, lost))
