@@ -162,6 +162,20 @@ def test_frame_error_rate_through_the_blocks_is_the_measured_one() -> None:
     assert abs(wrong / frames - expected) < deviation
 
 
+def test_more_iterations_decode_more() -> None:
+    """Near the threshold one iteration gets fewer frames through than the usual twenty."""
+    symbols = received_symbols([Stream(f"s{i}", np.zeros(1024, np.uint8), "qpsk", "nr:1/2") for i in range(12)], 2.0)
+    good = []
+    for iterations in (1, 0):
+        soft, decoder = multisc.demodulator(decode=False), multisc.ldpc_decoder(iterations)
+        received = Chain((soft, "symbols", "bits"), (decoder, "soft_bits", "bits")).run_messages(symbols)
+        good.append(sum(meta["crc_ok"] for meta, _ in received))
+    assert good[0] < good[1] == 12
+    for wrong in (-1, 1001):
+        with pytest.raises(BadInputError, match="iterations"):
+            multisc.ldpc_decoder(wrong)
+
+
 def test_two_encoders_in_a_row_are_refused() -> None:
     chain = Chain(
         (multisc.ldpc_encoder("nr:1/2"), "bits", "coded"), (multisc.ldpc_encoder("nr:1/2"), "bits", "coded")

@@ -1,4 +1,4 @@
-"""GNU Radio Companion finds every block, and every flowgraph compiles and runs."""
+"""GNU Radio Companion finds every block and can make it; a wrong parameter fails an assertion that names it."""
 
 from __future__ import annotations
 
@@ -18,7 +18,6 @@ pytest.importorskip("gnuradio.grc.core.platform", reason="GNU Radio Companion is
 
 ROOT = Path(__file__).resolve().parents[1]
 BLOCKS = ROOT / "gr-multisc" / "grc"
-FLOWGRAPHS = sorted((ROOT / "flowgraphs").glob("*.grc"))
 pytestmark = pytest.mark.gnuradio
 
 
@@ -43,6 +42,7 @@ REFUSED = [
     ("multisc_bpg_encoder", "max_bytes", "63", "max_bytes"),
     ("multisc_bpg_encoder", "code", "turbo", "code"),
     ("multisc_ldpc_encoder", "code", "none", "code"),
+    ("multisc_ldpc_decoder", "iterations", "1001", "iterations"),
     ("multisc_modulator", "power_db", "{'text': 21}", "power_db"),
     ("multisc_image_source", "paths", "", "paths"),
     ("multisc_image_source", "first_id", "-1", "first_id"),
@@ -207,33 +207,8 @@ def test_every_assertion_has_a_case_above(platform) -> None:
             assert any(name == case and what in text for case, what in refused), f"{name}: {text}"
 
 
-@pytest.mark.parametrize("flowgraph", FLOWGRAPHS, ids=lambda path: path.stem)
-def test_every_flowgraph_compiles(flowgraph: Path, tmp_path: Path) -> None:
-    compile_flowgraph(flowgraph, tmp_path)
-
-
-def test_the_headless_loopback_delivers_a_picture(photograph, tmp_path: Path) -> None:
-    from multisc.images import load_image, save_png
-
-    compile_flowgraph(ROOT / "flowgraphs" / "loopback_headless.grc", tmp_path)
-    save_png(tmp_path / "photo.png", photograph)
-    done = tmp_path / "received" / "0.png"
-    process = subprocess.Popen(
-        [sys.executable, "loopback_headless.py", "--system", "bpg-ldpc", "--image", "photo.png", "--snr-db", "12"],
-        cwd=tmp_path, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-    )  # fmt: skip
-    try:
-        from link_support import eventually
-
-        eventually(lambda: done.exists() or process.poll() is not None, "the picture arrives", 60)
-        output, _ = process.communicate("\n", timeout=30)
-    finally:
-        process.kill()
-    assert done.exists(), output
-    assert load_image(done).shape == photograph.shape
-
-
 def compile_flowgraph(flowgraph: Path, folder: Path) -> None:
+    """Have Companion's compiler make the program of a flowgraph in a folder."""
     grcc = f"import sys; sys.argv = ['grcc', '-o', {str(folder)!r}, {str(flowgraph)!r}]; " + (
         "from gnuradio.grc.compiler import main; main()"
     )

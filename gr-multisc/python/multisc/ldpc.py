@@ -11,6 +11,8 @@ from multisc.phy.transport import decode, encode
 from . import pdu
 from .message_block import Faults, MessageBlock
 
+MAX_ITERATIONS = 1000
+
 
 class ldpc_encoder(MessageBlock):
     """Bits (u8) of a stream in, code bits (u8) out: CRC, segmentation, LDPC code, rate matching to whole symbols.
@@ -59,11 +61,18 @@ class ldpc_decoder(MessageBlock):
     PDU; analog streams, and streams without a code, pass unchanged (docs/pdu.md).
 
     Args:
+        iterations: the most that the decoder makes, 1 to 1000; 0 for as many as suit the code.
         faults: shared record of failures.
+
+    Raises:
+        BadInputError: for a number of iterations out of range.
     """
 
-    def __init__(self, faults: Faults | None = None) -> None:
+    def __init__(self, iterations: int = 0, faults: Faults | None = None) -> None:
         super().__init__("multisc_ldpc_decoder", ["soft_bits"], ["bits"], faults)
+        if not 0 <= iterations <= MAX_ITERATIONS:
+            raise BadInputError(f"LDPC decoder with {iterations} iterations: must be 0 to {MAX_ITERATIONS}")
+        self._iterations = iterations
 
     def handle(self, port: str, message: pdu.Message) -> None:
         """Decode one stream."""
@@ -75,5 +84,5 @@ class ldpc_decoder(MessageBlock):
             self.send("bits", message)
             return
         received, code, modulation, length = pdu.unpack_soft_bits(meta, data)
-        decoded = decode(received, code, modulation, length)
+        decoded = decode(received, code, modulation, length, self._iterations)
         self.send("bits", pdu.pack_received(decoded, pdu.envelope_of(meta), pdu.quantiser_of(meta), code))

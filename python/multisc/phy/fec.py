@@ -34,6 +34,7 @@ RATES = {
 MAX_PAYLOAD_BITS = 1 << 24
 # The decoder of every stream; docs/ldpc.md measures the others.
 ALGORITHM, SCHEDULE, ITERATIONS = "normalised-minsum", "layered", 20
+GALLAGER_ITERATIONS = 50  # sum-product, flooding, as pyldpc's users run it
 
 
 @dataclass(frozen=True)
@@ -65,8 +66,11 @@ class Code(Protocol):
     def encode(self, bits: NDArray[np.uint8]) -> NDArray[np.uint8]:
         """Encode uint8 (A,) of 0 and 1 into uint8 (G,); BadInputError for another length."""
 
-    def decode(self, llr: NDArray[np.float32]) -> Decoded:
-        """Decode float32 (G,) ratios log(p(0)/p(1)), 0 where erased; BadInputError for another length."""
+    def decode(self, llr: NDArray[np.float32], iterations: int = 0) -> Decoded:
+        """Decode float32 (G,) ratios log(p(0)/p(1)), 0 where erased; BadInputError for another length.
+
+        ``iterations`` is the most that are made; 0 means as many as suit the code.
+        """
 
 
 def make_code(spec: str, payload_bits: int, bits_per_symbol: int) -> Code:
@@ -145,7 +149,7 @@ class UncodedBits:
         out[: self.payload_bits] = _exactly(bits, self.payload_bits, "bits")
         return out
 
-    def decode(self, llr: NDArray[np.float32]) -> Decoded:
+    def decode(self, llr: NDArray[np.float32], iterations: int = 0) -> Decoded:
         """See :class:`Code`."""
         soft = _exactly(llr, self.coded_bits, "LLRs")
         return Decoded((soft[: self.payload_bits] < 0).astype(np.uint8), None, None)
@@ -162,9 +166,9 @@ class NrCode:
         """See :class:`Code`."""
         return self._transport.encode(bits)
 
-    def decode(self, llr: NDArray[np.float32]) -> Decoded:
+    def decode(self, llr: NDArray[np.float32], iterations: int = 0) -> Decoded:
         """See :class:`Code`."""
-        result = self._transport.decode(llr, ALGORITHM, SCHEDULE, ITERATIONS)
+        result = self._transport.decode(llr, ALGORITHM, SCHEDULE, iterations or ITERATIONS)
         return Decoded(result.bits, result.crc_ok, result.blocks_ok)
 
 
@@ -186,11 +190,11 @@ class GallagerCode:
         out[: self._words * self._block.n] = self._block.encode(message.reshape(self._words, -1)).ravel()
         return out
 
-    def decode(self, llr: NDArray[np.float32]) -> Decoded:
+    def decode(self, llr: NDArray[np.float32], iterations: int = 0) -> Decoded:
         """See :class:`Code`."""
         soft = _exactly(llr, self.coded_bits, "LLRs")
         received = soft[: self._words * self._block.n].reshape(self._words, -1)
-        result = self._block.decode(received)
+        result = self._block.decode(received, iterations=iterations or GALLAGER_ITERATIONS)
         message = result.bits.ravel()[: self.payload_bits + CRC24A.length]
         crc_ok = bool(CRC24A.check(message)) and bool(soft.any())
         blocks_ok = result.parity_ok & received.any(axis=1)

@@ -215,13 +215,14 @@ def demap(
     return ReceivedStream(descriptor.name, (llrs < 0).astype(np.uint8), delivered, None, snr_db, llrs)
 
 
-def decode(received: ReceivedStream, code: str, modulation: str, length: int) -> ReceivedStream:
+def decode(received: ReceivedStream, code: str, modulation: str, length: int, iterations: int = 0) -> ReceivedStream:
     """Decode the code of a digital stream.
 
     Args:
         received: with the soft bits of the code bits, as ``demap`` gives them.
         code, modulation: of the stream.
         length: its payload bits.
+        iterations: the most that the decoder makes; 0 for as many as suit the code.
 
     Returns:
         The stream with its payload bits and the verdict of the CRC; unchanged where there is no code.
@@ -232,7 +233,7 @@ def decode(received: ReceivedStream, code: str, modulation: str, length: int) ->
     chain = _code(code, modulation, length)
     if chain is None:
         return received
-    decoded = chain.decode(received.llrs)
+    decoded = chain.decode(received.llrs, iterations)
     return replace(received, data=decoded.bits, crc_ok=decoded.crc_ok)
 
 
