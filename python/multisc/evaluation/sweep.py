@@ -253,8 +253,8 @@ def _judge(
         "channel_uses": passage.channel_uses,
         "channel_uses_total": passage.channel_uses_total,
         "cbr": passage.channel_uses / image.size,
-        "snr_estimated_db": finite(passage.snr_estimated_db),
-        "metrics": values,
+        "snr_estimated_db": finite(round(passage.snr_estimated_db, 4)),
+        "metrics": {name: None if value is None else round(value, 5) for name, value in values.items()},
         "text": texts,
     }
 

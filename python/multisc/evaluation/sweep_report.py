@@ -26,13 +26,25 @@ def write_report(result: dict[str, Any], out: Path) -> list[Path]:
         MultiscError: when a file cannot be written.
     """
     files = {
-        "sweep.json": json.dumps(result, indent=1, allow_nan=False).encode() + b"\n",
+        "sweep.json": _json(result).encode(),
         "sweep.csv": _table(result["rows"]).encode(),
         "sweep.png": _plot(result),
     }
     for name, data in files.items():
         write_atomically(out / name, data)
     return [out / name for name in files]
+
+
+def _json(result: dict[str, Any]) -> str:
+    """The result with a line for each row and each picture, which keeps a thousand of them readable."""
+    parts = []
+    for name, value in result.items():
+        if name in ("rows", "pictures"):
+            lines = ",\n  ".join(json.dumps(item, allow_nan=False) for item in value)
+            parts.append(f' "{name}": [\n  {lines}\n ]')
+        else:
+            parts.append(f' "{name}": {json.dumps(value, allow_nan=False)}')
+    return "{\n" + ",\n".join(parts) + "\n}\n"
 
 
 def _table(rows: list[dict[str, Any]]) -> str:
