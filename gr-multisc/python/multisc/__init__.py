@@ -4,7 +4,7 @@ from .bpg import bpg_decoder, bpg_encoder
 from .burst import burst_receiver, burst_transmitter
 from .channel import channel
 from .ending import run_to_end
-from .files import image_file_sink, image_source
+from .files import example_photograph, image_file_sink, image_source
 from .image_sink import image_sink
 from .ldpc import ldpc_decoder, ldpc_encoder
 from .link_statistics import link_statistics
@@ -28,6 +28,7 @@ __all__ = [
     "demodulator",
     "demultiplexer",
     "dequantiser",
+    "example_photograph",
     "image_file_sink",
     "image_sink",
     "image_source",

@@ -28,6 +28,7 @@ from .waiting import StreamsWaiting
 
 END_TAG = pmt.intern("end")
 LEAD = 1000
+CONSTELLATION = 1024  # symbols of a burst
 WARM_UP_SYMBOLS = 32
 WARM_UP_SEED = 0x57524D
 BUFFER = 65536  # samples; the receiver works in fewer and larger pieces than GNU Radio's default of 8192 gives
@@ -159,9 +160,9 @@ class burst_receiver(gr.sync_block):
     Output ``symbols``: one PDU of c32 per stream with the noise variance of each symbol (docs/pdu.md), when an image
     is whole or no more of it is to be expected. Output ``grid``: one PDU per burst before it is demultiplexed, with
     what the receiver measured. Output ``status``: the measurements of each burst without its symbols, and what the
-    receiver has counted, also when a detection had no right header behind it. At the tag ``end``, or a message at the
-    input ``end``, everything under way is handed on, then ``pdu.END`` is sent. Fastest behind a block with an output
-    buffer of ``BUFFER`` samples.
+    receiver has counted, also when a detection had no right header behind it. Output ``constellation``: some of the
+    equalised symbols of each burst, for the eye. At the tag ``end``, or a message at the input ``end``, everything
+    under way is handed on, then ``pdu.END`` is sent. Fastest behind an output buffer of ``BUFFER`` samples.
 
     Args:
         config: the transmitter's numerology; the orthogonal mode is learned from each burst.
@@ -182,7 +183,7 @@ class burst_receiver(gr.sync_block):
         self._assembler = Assembler()
         self.last_image: AssembledImage | None = None
         self._told = 0  # header failures
-        for port in ("symbols", "grid", "status"):
+        for port in ("symbols", "grid", "status", "constellation"):
             self.message_port_register_out(pmt.intern(port))
         self.message_port_register_in(pmt.intern("end"))
         self.set_msg_handler(pmt.intern("end"), self._handle_end)
@@ -214,10 +215,16 @@ class burst_receiver(gr.sync_block):
             self.message_port_pub(pmt.intern(port), pdu.END)
 
     def _take(self, burst: ReceivedBurst) -> None:
-        if not pmt.is_null(self.message_subscribers(pmt.intern("grid"))):  # only made when somebody looks at it
+        if self._is_watched("constellation"):
+            message = pdu.pack({"image_id": burst.header.image_id}, _some_symbols(burst))
+            self.message_port_pub(pmt.intern("constellation"), message)
+        if self._is_watched("grid"):
             self.message_port_pub(pmt.intern("grid"), grid_pdu.pack_burst(burst))
         self._tell(grid_pdu.measurements(burst) | {"image_id": burst.header.image_id})
         self._send(self._assembler.add(burst))
+
+    def _is_watched(self, port: str) -> bool:
+        return not pmt.is_null(self.message_subscribers(pmt.intern(port)))
 
     def _tell(self, measured: dict[str, Any]) -> None:
         """Publish measurements of a burst, if there are any, and the counters."""
@@ -230,6 +237,13 @@ class burst_receiver(gr.sync_block):
             self.last_image = image
             for message in pdu.pack_image_symbols(image):
                 self.message_port_pub(pmt.intern("symbols"), message)
+
+
+def _some_symbols(burst: ReceivedBurst) -> NDArray[np.complex64]:
+    """At most ``CONSTELLATION`` of the symbols that arrived, evenly spaced over the streams."""
+    arrived = [segment.symbols[np.isfinite(segment.noise_variance)] for segment in burst.segments]
+    symbols = np.concatenate([np.zeros(0, np.complex64), *arrived])
+    return symbols[:: -(-symbols.size // CONSTELLATION) or 1]
 
 
 def _warm_up(config: PhyConfig) -> NDArray[np.complex64]:

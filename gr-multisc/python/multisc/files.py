@@ -17,6 +17,13 @@ from .message_block import Faults, MessageBlock
 MAX_ID = 2**32 - 1
 
 
+def example_photograph() -> str:
+    """The path of a photograph that ships with scikit-image, for flowgraphs to start with."""
+    import skimage
+
+    return str(Path(skimage.__file__).parent / "data" / "chelsea.png")
+
+
 class image_source(MessageBlock):
     """Picture files in, image PDUs out.
 

@@ -49,6 +49,11 @@ class View:
     outage_reason: str = ""
     lost: list[str] = field(default_factory=list)
 
+    @property
+    def is_draft(self) -> bool:
+        """Whether the picture is still to come."""
+        return self.picture is None and not self.outage_reason
+
 
 def view_of(meta: dict[str, Any], flat: NDArray) -> View:
     """What an image PDU, or the draft of one, shows.

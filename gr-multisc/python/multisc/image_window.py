@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import difflib
 import html
-from time import strftime
+import math
+import time
 
 import numpy as np
 from PyQt5 import QtCore, QtGui, QtWidgets
@@ -17,6 +18,7 @@ BACKGROUND = QtGui.QColor(32, 32, 36)
 CANVAS = QtGui.QColor(72, 72, 78)
 TEXT = QtGui.QColor(225, 225, 225)
 OUTAGE = QtGui.QColor(255, 110, 100)
+HOLD_S = 5.0  # seconds for which a picture is looked at before a draft takes its place
 WRONG, MENDED = "#c03030", "#1a5fb4"
 
 
@@ -57,12 +59,31 @@ class ImageWindow(QtWidgets.QWidget):
         layout.addWidget(self.status)
         layout.addWidget(self.captions)
         self.setMinimumSize(320, 360)
+        self._since = 0.0  # when the picture or outage was painted
+        self._held: View | None = None
 
     def paint(self, view: View) -> None:
-        """Show an image, its draft or its outage."""
+        """Show an image, its draft or its outage; a draft waits until a picture has been there for ``HOLD_S``."""
+        now = time.monotonic()
+        wait = self._since + HOLD_S - now
+        self._held = view if view.is_draft and wait > 0 else None
+        if self._held is not None:
+            QtCore.QTimer.singleShot(math.ceil(1000 * wait), self._paint_held)
+            return
+        if not view.is_draft:
+            self._since = now
+        self._show(view)
+
+    def _paint_held(self) -> None:
+        if self._held is not None:
+            self.paint(self._held)
+
+    def _show(self, view: View) -> None:
         self.canvas.show_view(view)
         lost = f", not delivered: {', '.join(view.lost)}" if view.lost else ""
-        self.status.setText(f"{strftime('%H:%M:%S')}  image {view.image_id}, {view.system}: {_stage(view)}{lost}")
+        self.status.setText(
+            f"{time.strftime('%H:%M:%S')}  image {view.image_id}, {view.system}: {_stage(view)}{lost}"
+        )
         self.captions.setText(_captions(view))
 
 
@@ -82,6 +103,10 @@ class Canvas(QtWidgets.QWidget):
         pixels = view.picture if view.picture is not None else view.piece
         self._image = None if pixels is None else _image(pixels)
         self.update()
+
+    def has_picture(self) -> bool:
+        """Whether a rebuilt picture is shown: no draft, no outage."""
+        return self._view is not None and self._view.picture is not None
 
     def paintEvent(self, event: QtGui.QPaintEvent) -> None:
         """Draw; called by Qt."""

@@ -60,11 +60,13 @@ class LinkState:
     def line(self) -> str:
         """The state as one line of text."""
         parts = [
-            f"SNR {self.snr_db:.1f} dB, EVM {100 * self.evm:.1f} %, carrier offset {self.cfo_hz:+.0f} Hz",
-            f"bursts {self.bursts}, {self.header_failures} failed ({_percent(self.burst_error_rate)})",
-            f"blocks {self.blocks}, {self.block_errors} failed ({_percent(self.block_error_rate)})",
+            f"bursts {self.bursts}, with a wrong header {self.header_failures}",
+            f"coded blocks {self.blocks}, with a wrong CRC {self.block_errors}",
             f"images {self.images}, outages {self.outages}",
         ]
+        if self.bursts:
+            measured = f"Es/N0 {self.snr_db:.1f} dB, EVM {100 * self.evm:.1f} %, carrier offset {self.cfo_hz:+.0f} Hz"
+            parts.insert(0, measured)
         if self.faults:
             parts.append(f"faults {self.faults}, the latest: {self.fault}")
         return "; ".join(parts)
@@ -80,15 +82,20 @@ class link_statistics(MessageBlock):
     Args:
         samp_rate: Hz, for the carrier offset.
         window: how many of the latest detections and coded streams the error rates are taken over, 1 to 100000.
-        log: whether the state is also written to the log, once for each picture and fault and at the end.
+        log: whether the state is also written to the log, once for each picture and fault.
         faults: shared record of failures.
 
     Raises:
         BadInputError: for an argument outside its range.
+
+    Attributes:
+        state: what is known now.
+        done: set when ``pdu.END`` came from the decoder.
     """
 
     def __init__(self, samp_rate: float, window: int = 100, log: bool = False, faults: Faults | None = None) -> None:
         super().__init__("multisc_link_statistics", ["status", "bits", "image"], ["statistics"], faults)
+        self.outlive()
         if not 0 < samp_rate < math.inf:
             raise BadInputError(f"link statistics: sample rate {samp_rate}: must be a positive number of Hz")
         if not 1 <= window <= MAX_WINDOW:
@@ -99,6 +106,7 @@ class link_statistics(MessageBlock):
         self._bursts: deque[bool] = deque(maxlen=window)  # whether the latest ones failed
         self._blocks: deque[bool] = deque(maxlen=window)
         self.state = LinkState()
+        self.done = threading.Event()
 
     def start(self) -> bool:
         """Listen for faults."""
@@ -113,8 +121,8 @@ class link_statistics(MessageBlock):
     def handle(self, port: str, message: pmt.pmt_base) -> None:
         """Take in what one port tells."""
         if pdu.is_end(message):
-            if self._log and port == "image":
-                self.log(f"end: {self.state.line()}")
+            if port == "image":
+                self.done.set()
             return
         meta, _ = pdu.unpack(message)
         try:
@@ -185,7 +193,3 @@ def state_of(message: pmt.pmt_base) -> LinkState:
 
 def _rate(failed: deque[bool]) -> float:
     return sum(failed) / len(failed) if failed else UNKNOWN
-
-
-def _percent(ratio: float) -> str:
-    return "-" if math.isnan(ratio) else f"{100 * ratio:.0f} %"

@@ -86,6 +86,17 @@ class MessageBlock(gr.basic_block):
         for port in outputs:
             self.message_port_register_out(pmt.intern(port))
 
+    def outlive(self) -> None:
+        """Run until the flowgraph is stopped.
+
+        When a block has finished, GNU Radio ends those behind it, whatever other blocks and threads still have for
+        them. So a block behind several others, or with work of its own under way, would lose what is yet to come.
+        """
+        self.set_msg_handler(pmt.intern("system"), self._ignore)
+
+    def _ignore(self, message: pmt.pmt_base) -> None:
+        """Take no notice."""
+
     def handle(self, port: str, message: pmt.pmt_base) -> None:
         """Process one message that came in at ``port``; may raise."""
         raise NotImplementedError

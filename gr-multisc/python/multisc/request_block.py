@@ -38,12 +38,7 @@ class RequestBlock(MessageBlock):
         self._jobs: deque[tuple[Job, bool]] = deque()
         self._worker: threading.Thread | None = None
         self.skipped = 0
-        # When a block has finished, GNU Radio ends those behind it as soon as their queues are empty, which says
-        # nothing about the jobs here. This one ends when the flowgraph is stopped.
-        self.set_msg_handler(pmt.intern("system"), self._outlive)
-
-    def _outlive(self, message: pmt.pmt_base) -> None:
-        """Go on when the blocks before this one have finished."""
+        self.outlive()
 
     def submit(self, job: Job, droppable: bool = True) -> None:
         """Have a job done: it returns the messages to send, as pairs of port and message."""

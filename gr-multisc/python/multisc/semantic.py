@@ -102,14 +102,21 @@ class semantic_decoder(RequestBlock):
         options: the options by which the receiver decodes.
         faults: shared record of failures.
         latest: whether an image that waits gives way to a newer one.
+        system: decodes only images of this system; empty for all.
     """
 
     def __init__(
-        self, backend: Backend, options: Options, faults: Faults | None = None, latest: bool = False
+        self,
+        backend: Backend,
+        options: Options,
+        faults: Faults | None = None,
+        latest: bool = False,
+        system: str = "",
     ) -> None:
         super().__init__("multisc_semantic_decoder", ["streams"], ["draft", "image"], latest, faults)
         self._backend = backend
         self._options = dict(options)
+        self._system = system
         self._waiting: StreamsWaiting[ReceivedStream] = StreamsWaiting(self.alias())
         self.reconstruction: Reconstruction | None = None
 
@@ -124,6 +131,8 @@ class semantic_decoder(RequestBlock):
             return
         meta, data = pdu.unpack(message)
         envelope = pdu.envelope_of(meta)
+        if self._system not in ("", envelope.system):
+            return
         streams = self._waiting.add(envelope, pdu.unpack_received(meta, data))
         if streams is not None:
             self.submit(lambda: self._decode(streams, envelope))

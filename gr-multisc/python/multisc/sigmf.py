@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections import deque
 from collections.abc import Iterator
 
@@ -83,6 +84,7 @@ class sigmf_sink(gr.sync_block):
 
     Attributes:
         count: samples written.
+        done: set when the sample with the tag ``end`` has come.
     """
 
     def __init__(
@@ -100,6 +102,7 @@ class sigmf_sink(gr.sync_block):
         RecordingWriter(*self._arguments).__exit__(BadInputError, None, None)  # checks them and leaves no file
         self._writer: RecordingWriter | None = None
         self.count = 0
+        self.done = threading.Event()
 
     def start(self) -> bool:
         """Begin a recording."""
@@ -125,5 +128,8 @@ class sigmf_sink(gr.sync_block):
         """Write the samples."""
         if self._writer is None:
             return -1
-        self._writer.write(input_items[0])
-        return int(input_items[0].size)
+        samples = input_items[0]
+        self._writer.write(samples)
+        if self.get_tags_in_window(0, 0, samples.size, END_TAG):
+            self.done.set()
+        return int(samples.size)
