@@ -72,6 +72,7 @@ class Echo:
                 "failed": MultiscError,
                 "value": ValueError,
                 "exit": SystemExit,
+                "memory": MemoryError,
             }
             raise kinds[options["raise"]](options.get("message", "as asked"))
         if "die" in options:

@@ -1,12 +1,15 @@
 """The inference process of one's own: it starts, it stops, and nothing ever stays behind."""
 
+import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import textwrap
 import threading
 import time
+import types
 
 import numpy as np
 import pytest
@@ -104,12 +107,32 @@ def test_a_child_that_cannot_start_says_why(settings, cls, message):
     assert children_of(os.getpid()) == before
 
 
-def test_a_child_that_is_not_ready_in_time_is_stopped(tmp_path, monkeypatch):
+def test_a_child_that_is_silent_is_stopped(tmp_path, monkeypatch):
     monkeypatch.setenv("MULTISC_TEST_GATE", Gate(tmp_path).path)
-    process = own(preload=("gate",), start_timeout_s=2.0)
-    with pytest.raises(errors.LinkError, match="not ready after 2 s"):
+    process = own(preload=("gate",), silence_s=2.0)
+    with pytest.raises(errors.LinkError, match="was silent for 2 s while starting: "):
         process.start()
     assert not process.alive
+
+
+def test_a_child_that_tells_its_progress_may_take_long(monkeypatch):
+    mine, theirs = socket.socketpair()
+    clock = types.SimpleNamespace(now=0.0)
+    monkeypatch.setattr("multisc.link.process.time", types.SimpleNamespace(monotonic=lambda: clock.now))
+    heard = []
+
+    def step(line):
+        heard.append(line)
+        clock.now += 100.0  # three of these are more than the silence that is borne
+        percent = 30 * len(heard)
+        event = ["loading", f"fetching x: {percent} %"] if percent < 90 else ["ready", "tcp://127.0.0.1:1"]
+        theirs.sendall(json.dumps(event).encode() + b"\n")
+
+    with mine, theirs:
+        step("starting")
+        assert own(silence_s=180.0, on_progress=step)._await_ready(mine) == "tcp://127.0.0.1:1"
+    assert heard == ["starting", "fetching x: 30 %", "fetching x: 60 %"]
+    assert clock.now == 300.0
 
 
 def test_a_server_killed_in_the_middle_is_noticed_at_once(tmp_path):

@@ -165,6 +165,7 @@ def test_more_clients_than_fit_are_told_so(server, stranger, monkeypatch):
         ({"raise": "failed"}, "failed", "as asked"),
         ({"raise": "value", "message": "two\nlines"}, "internal", "ValueError: two lines (link_handlers.py:"),
         ({"raise": "exit"}, "internal", "SystemExit: as asked"),
+        ({"raise": "memory"}, "model", "the memory of the models' device is short: end other programs on it"),
         ({"return": "not an Encoded"}, "internal", "AttributeError"),
         ({"return": "too large"}, "failed", "larger than 1048576 bytes"),
     ],

@@ -41,13 +41,13 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """List, fetch or verify."""
+    if args.to is not None and args.action != "fetch":
+        raise BadInputError("--to DIR goes with fetch")
     if args.action == "list":
         names = [args.models] if args.models else ["embedded", *CATALOGUE]
         rows = [row for name in names for row in rows_of(load_profile(name))]
         print(json.dumps({"rows": rows}) if args.json else table(rows))
         return 0
-    if args.to is not None and args.action != "fetch":
-        raise BadInputError("--to DIR goes with fetch")
     profile = load_profile(args.models or ("foundation" if args.action == "fetch" else "embedded"))
     parts = _parts(args.parts, profile)
     if args.action == "fetch":

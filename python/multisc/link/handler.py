@@ -44,6 +44,7 @@ class SystemsHandler:
     def __init__(self, models: str, report: Report) -> None:
         self._models = models
         self._report = report
+        importlib.import_module("multisc.models.hub").tell(report)
         self._systems: dict[str, Any] = {}
 
     def _system(self, name: str) -> Any:

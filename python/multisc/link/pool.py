@@ -229,6 +229,9 @@ class Pool:
             message_limit=self._message_limit,
         )
         environment = child_environment()
+        # What the libraries remark on, such as a missing torchvision, is not the user's business; their errors are.
+        for library in ("TRANSFORMERS", "DIFFUSERS"):
+            environment.setdefault(f"{library}_VERBOSITY", "error")
         if self._threads is not None:
             # All workers together use each core once; a user's own setting wins.
             environment.setdefault("OMP_NUM_THREADS", str(self._threads))

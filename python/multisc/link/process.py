@@ -24,7 +24,7 @@ from multisc.errors import BadInputError, LinkError, ModelError, MultiscError
 from multisc.link.pool import child_environment, describe_exit
 from multisc.link.wire import one_line
 
-START_TIMEOUT_S = 180.0
+SILENCE_S = 180.0
 STOP_TIMEOUT_S = 6.0
 TAIL_BYTES = 4096
 _PREFIX = "multisc serve: "
@@ -37,7 +37,8 @@ class OwnInferenceProcess:
         models: "embedded", "foundation" or a directory.
         preload: systems whose models are loaded before ``start`` returns.
         workers: processes with models of their own.
-        start_timeout_s: how long loading may take.
+        silence_s: how long the child may say nothing while it starts. It tells each step and, when it fetches models
+            from the hub, each percent.
         on_progress: called with a line when the child says what it is loading.
         arguments: further arguments of `multisc serve`.
     """
@@ -48,7 +49,7 @@ class OwnInferenceProcess:
         *,
         preload: Sequence[str] = ("multi-sc",),
         workers: int = 1,
-        start_timeout_s: float = START_TIMEOUT_S,
+        silence_s: float = SILENCE_S,
         on_progress: Callable[[str], None] = lambda line: None,
         arguments: Sequence[str] = (),
     ) -> None:
@@ -56,7 +57,7 @@ class OwnInferenceProcess:
             "serve", "--bind", "tcp://127.0.0.1:0", "--models", models,
             "--preload", ",".join(preload), "--workers", str(workers), *arguments,
         ]  # fmt: skip
-        self._start_timeout_s = start_timeout_s
+        self._silence_s = silence_s
         self._on_progress = on_progress
         self._process: subprocess.Popen[bytes] | None = None
         self._lifeline: socket.socket | None = None
@@ -92,7 +93,7 @@ class OwnInferenceProcess:
 
         Raises:
             MultiscError: when it ends, with its last line and of the class its exit code stands for.
-            LinkError: when it is not ready in time.
+            LinkError: when it is silent for too long.
         """
         if self._process is not None:
             raise LinkError("this own inference process was started already")
@@ -156,14 +157,14 @@ class OwnInferenceProcess:
         self.stop()
 
     def _await_ready(self, lifeline: socket.socket) -> str:
-        deadline = time.monotonic() + self._start_timeout_s
+        deadline = time.monotonic() + self._silence_s
         received = b""
         failure = ""
         while True:
             left = deadline - time.monotonic()
             if left <= 0:
                 raise LinkError(
-                    f"the inference process is not ready after {self._start_timeout_s:g} s: {self._last_words()}"
+                    f"the inference process was silent for {self._silence_s:g} s while starting: {self._last_words()}"
                 )
             if not select.select([lifeline], [], [], left)[0]:
                 continue
@@ -179,6 +180,7 @@ class OwnInferenceProcess:
                     failure = detail
                 else:
                     self._on_progress(detail)
+                    deadline = time.monotonic() + self._silence_s
 
     def _death(self, failure: str) -> MultiscError:
         assert self._process is not None

@@ -49,6 +49,10 @@ class CalledOffError(BaseException):
 
 def failure_of(error: BaseException) -> wire.Failure:
     """Return the reply that carries an exception of the handler to the client."""
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":  # torch's, not imported here
+        return wire.Failure(
+            "model", "the memory of the models' device is short: end other programs on it, or serve with --workers 1"
+        )
     if isinstance(error, BadInputError):
         code = "bad-input"
     elif isinstance(error, ModelError):

@@ -6,6 +6,7 @@ The models are always loaded from a directory; the network is touched here only.
 from __future__ import annotations
 
 import hashlib
+import json
 import shutil
 import urllib.error
 import urllib.request
@@ -22,6 +23,12 @@ STALL_S = 20.0  # without a byte, before a download that is not the hub's librar
 DEFAULT_FILES = (*TEXT_FILES, "*.safetensors")
 WEIGHTS = "model.safetensors"
 Report = Callable[[int, int], None]
+_listeners: list[Callable[[str], None]] = []
+
+
+def tell(listener: Callable[[str], None]) -> None:
+    """Have a line about each percent of a download from the hub told, in place of progress bars."""
+    _listeners[:] = [listener]
 
 
 def files_of(repository: str) -> tuple[str, ...]:
@@ -71,13 +78,41 @@ def fetch(repository: str, revision: str, files: tuple[str, ...], directory: Pat
     from huggingface_hub import constants, snapshot_download
 
     try:
-        return Path(snapshot_download(repository, revision=revision, allow_patterns=list(files), local_dir=directory))
+        return Path(
+            snapshot_download(
+                repository,
+                revision=revision,
+                allow_patterns=list(files),
+                local_dir=directory,
+                tqdm_class=_told(repository) if _listeners else None,
+            )
+        )
     except Exception as error:
         # Errors of HTTP, of the network, of the disk, and the library's own: what to do is the same.
         raise ModelError(
             f"model {repository}: {constants.ENDPOINT} did not give it ({_reason(error)}); check the network, set "
             "HF_ENDPOINT to a mirror, or copy the checkpoint here and name its directory with --models"
         ) from error
+
+
+def _told(repository: str) -> type:
+    """A progress bar that is told instead of shown."""
+    from tqdm import tqdm
+
+    class Told(tqdm):
+        def __init__(self, *args: Any, **options: Any) -> None:
+            options.pop("name", None)
+            self.bytes = options.get("unit") == "B"
+            self.done = 0.0
+            super().__init__(*args, **{**options, "disable": True})
+
+        def update(self, n: float | None = 1) -> None:
+            self.done += n or 0
+            if self.bytes and self.total:
+                for listener in _listeners:
+                    listener(f"fetching {repository}: {self.done / self.total:.0%} of {self.total / 1e6:.0f} MB")
+
+    return Told
 
 
 def locate(repository: str, revision: str) -> Path:
@@ -196,21 +231,20 @@ def published_digests(directory: Path, checkpoint: Checkpoint) -> list[tuple[str
         directory: of the fetched files: in the hub's cache, or one they were fetched to.
         checkpoint: of the catalogue.
     """
-    from huggingface_hub import get_cached_repo_tree
-    from huggingface_hub.errors import CachedRepoTreeNotFoundError
-
-    in_cache = directory.parent.name == "snapshots"
+    # The listing that the hub's library keeps; its own reader leaves the digests out.
+    if directory.parent.name == "snapshots":
+        listing = directory.parents[1] / "trees" / f"{directory.name}.json"
+    else:
+        listing = directory / ".cache" / "huggingface" / "trees" / f"{checkpoint.revision}.json"
     try:
-        tree = get_cached_repo_tree(
-            checkpoint.repository, revision=checkpoint.revision, local_dir=None if in_cache else directory
-        )
-    except CachedRepoTreeNotFoundError:
+        files = json.loads(listing.read_text())["files"].items()
+        return [
+            (name, int(about["size"]), str(about.get("lfs_sha256", "")))
+            for name, about in files
+            if any(fnmatch(name, pattern) for pattern in checkpoint.files)
+        ]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return []
-    return [
-        (file.path, file.size, file.lfs.sha256 if file.lfs else "")
-        for file in tree
-        if any(fnmatch(file.path, pattern) for pattern in checkpoint.files)
-    ]
 
 
 def _reason(error: BaseException) -> str:

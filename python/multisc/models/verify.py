@@ -108,6 +108,8 @@ def check_files(part: str, directory: Path, checkpoint: Checkpoint | None) -> li
         elif sha256 and hub.digest(file) != sha256:
             file.resolve().unlink()
             problems.append(f"{part}: {name} is not what was published, and was removed; fetch it again")
+    if problems:
+        return problems
     weights = sorted(directory.rglob("*.safetensors"))
     for file in weights:
         problems += [f"{part}: {file.relative_to(directory)}: {line}" for line in check_safetensors(file)]

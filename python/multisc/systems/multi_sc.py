@@ -185,10 +185,10 @@ class MultiSc:
         self.name = name
         self._blocks = blocks
         self._profile = profile
-        self._segmenter = Segmenter.load(profile.fcn, profile.device)
-        self._captioner = Captioner.load(profile.llava, profile.device)
-        self._corrector = Corrector.load(profile.bart, profile.device)
-        self._generator = Generator.load(profile.stable_diffusion, profile.ip_adapter, profile.device)
+        self._segmenter = profile.load(Segmenter, "fcn")
+        self._captioner = profile.load(Captioner, "llava")
+        self._corrector = profile.load(Corrector, "bart")
+        self._generator = profile.load(Generator, "stable-diffusion", "ip-adapter")
 
     def encode(self, image: NDArray[np.uint8], options: Options) -> Encoded:
         """See ``System.encode``; the streams are the slice and the captions in the order of the blocks."""
