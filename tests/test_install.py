@@ -34,9 +34,10 @@ def cmake(*arguments: str, **environment: str) -> subprocess.CompletedProcess[st
 
 
 def configured(folder: Path, **options: str) -> Path:
-    given = {"Python3_EXECUTABLE": sys.executable, **options}
+    given = {"Python3_EXECUTABLE": sys.executable, "TEST_PYTHON": sys.executable, **options}
     done = cmake("-B", str(folder), *(f"-D{name}={value}" for name, value in given.items()))
     assert done.returncode == 0, done.stderr
+    assert "lacks packages" not in done.stderr
     return folder
 
 
