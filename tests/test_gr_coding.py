@@ -12,10 +12,12 @@ pytest.importorskip("gnuradio.multisc", reason="the blocks are not beside GNU Ra
 
 from gnuradio import gr, multisc
 from gnuradio.multisc import pdu
+from link_support import eventually
 
 from multisc.channel import make_channel
 from multisc.codecs.quantise import Quantiser
 from multisc.errors import BadInputError
+from multisc.images import save_png
 from multisc.phy.config import PhyConfig
 from multisc.phy.fec import make_code
 from multisc.phy.modulation import demap, map_bits
@@ -337,3 +339,52 @@ def test_a_budget_too_small_for_any_file_is_a_fault(photograph) -> None:
     for wrong in ((63,), (1000, "8psk"), (1000, "qpsk", "turbo"), (1000, "qpsk", "none", "422")):
         with pytest.raises(BadInputError):
             multisc.bpg_encoder(*wrong)
+
+
+def test_a_picture_goes_through_every_block_of_the_classic_chain(photograph, tmp_path) -> None:
+    """BPG, LDPC, QAM, orthogonal channels, OFDM bursts and back, each step a block of its own."""
+    faults, config = multisc.Faults(), PhyConfig(orthogonal="tdm", max_payload_symbols=64)
+    path = tmp_path / "photo.png"
+    save_png(path, photograph)
+    blocks = {
+        "source": multisc.image_source(str(path), False, 77, faults),
+        "bpg_encoder": multisc.bpg_encoder(5000, "16qam", "none", faults=faults),
+        "ldpc_encoder": multisc.ldpc_encoder("nr:1/2", faults),
+        "modulator": multisc.modulator(faults=faults),
+        "multiplexer": multisc.multiplexer(config, faults),
+        "transmitter": multisc.burst_transmitter(PhyConfig(), faults),
+        "receiver": multisc.burst_receiver(PhyConfig(), faults=faults),
+        "demultiplexer": multisc.demultiplexer(faults),
+        "demodulator": multisc.demodulator(False, faults),
+        "ldpc_decoder": multisc.ldpc_decoder(faults=faults),
+        "bpg_decoder": multisc.bpg_decoder(faults),
+        "end": multisc.collector(faults),
+    }
+    air = multisc.channel(make_channel("awgn", time_noise_variance(11.0), 5, 2e6, cfo_hz=3000.0), faults)
+    graph = gr.top_block("classic")
+    for first, out, second, into in (
+        ("source", "image", "bpg_encoder", "image"),
+        ("bpg_encoder", "bits", "ldpc_encoder", "bits"),
+        ("ldpc_encoder", "coded", "modulator", "bits"),
+        ("modulator", "symbols", "multiplexer", "symbols"),
+        ("multiplexer", "grid", "transmitter", "grid"),
+        ("receiver", "grid", "demultiplexer", "grid"),
+        ("demultiplexer", "symbols", "demodulator", "symbols"),
+        ("demodulator", "bits", "ldpc_decoder", "soft_bits"),
+        ("ldpc_decoder", "bits", "bpg_decoder", "bits"),
+        ("bpg_decoder", "image", "end", "in"),
+    ):
+        graph.msg_connect(blocks[first], out, blocks[second], into)
+    graph.connect(blocks["transmitter"], air, blocks["receiver"])
+    graph.start()
+    try:
+        eventually(lambda: blocks["end"].done.is_set() or faults.first, "the picture arrives", 60)
+    finally:
+        graph.stop()
+        graph.wait()
+    assert faults.first is None
+    ((meta, flat),) = [pdu.unpack(message) for message in blocks["end"].messages]
+    picture, image_id = pdu.unpack_image(meta, flat)
+    assert image_id == 77
+    assert blocks["transmitter"].bursts > 1
+    assert 10 * np.log10(255**2 / np.mean((picture.astype(float) - photograph) ** 2)) > 30
