@@ -103,6 +103,13 @@ def test_a_download_that_breaks_off_goes_on_from_there(hub: FakeHub):
     assert main(["models", "verify", "--models", "foundation", "--parts", "bart"]) == 0
 
 
+def test_the_inference_process_tells_each_percent(hub: FakeHub, monkeypatch):
+    lines: list[str] = []
+    monkeypatch.setattr(module, "_listeners", [lines.append])
+    Corrector.load(load_profile("foundation").bart)
+    assert lines[-1].startswith("fetching facebook/bart-base: 100% of 0 MB")
+
+
 def test_a_hub_that_is_silent(hub: FakeHub, capsys):
     hub.silent = True
     assert fetch("--parts", "bart") == 1

@@ -79,6 +79,11 @@ def test_what_must_be_converted_first_is_said(monkeypatch: pytest.MonkeyPatch, t
     one_line(error)
 
 
+def test_systems_share_what_they_load(bart: Path) -> None:
+    one, other = (load_profile(bart.parent) for _ in range(2))
+    assert one.load(Corrector, "bart") is other.load(Corrector, "bart")
+
+
 def test_directory_profile_has_the_parts_it_holds(tmp_path: Path) -> None:
     (tmp_path / "bart").mkdir()
     profile = load_profile(tmp_path)

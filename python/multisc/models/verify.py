@@ -98,8 +98,8 @@ def check_files(part: str, directory: Path, checkpoint: Checkpoint | None) -> li
         One line for each problem.
     """
     problems = []
-    known = checkpoint is not None and not checkpoint.pickle
-    for name, size, sha256 in hub.published_digests(directory, checkpoint) if known else ():
+    listed = hub.published_digests(directory, checkpoint) if checkpoint and not checkpoint.pickle else []
+    for name, size, sha256 in listed:
         file = directory / name
         if not file.is_file():
             problems.append(f"{part}: {name} is missing; fetch it again")
