@@ -2,7 +2,8 @@
 
 The projection is an IP-Adapter (decoupled cross-attention, Multi-SC eq. 10) of the kind that takes a row of tokens:
 each of the N tokens of y is projected by itself, and each cross-attention layer has keys and values of its own for
-them. The text prompt is empty.
+them. The text prompt is empty. A linear map of y besides tells the picture's colours on a coarse grid: the denoising
+starts from them, since what the first steps make of pure noise is the layout, and attention alone hardly steers it.
 """
 
 from __future__ import annotations
@@ -26,7 +27,8 @@ if TYPE_CHECKING:
 
 WEIGHTS = "model.safetensors"
 CONFIG = "config.json"
-GUIDANCE = 1.5
+GUIDANCE = 3.0
+SKETCH = 8  # fields a side
 
 
 @dataclass(frozen=True)
@@ -37,18 +39,28 @@ class FeatureProjection:
         statistics: of y, the way it travels.
         image_proj: weights of the projection of y's tokens, in the layout of an IP-Adapter file.
         ip_adapter: keys and values of each cross-attention, in that layout.
+        colours: weights of the linear map, float32 of shape (N * d + 1, 192): from the first d dimensions of each
+            token, as ``FeatureStatistics.whiten`` gives them, and 1, to red, green and blue in 8 x 8 fields, 0 to 1.
         models: names of the pair, as they were given for training.
     """
 
     statistics: FeatureStatistics
     image_proj: dict[str, Tensor]
     ip_adapter: dict[str, Tensor]
+    colours: NDArray[np.float32]
     models: dict[str, str]
 
     @property
     def condition_width(self) -> int:
         """Values that a projected token has: the diffusion model's cross-attention takes as many."""
         return self.image_proj["proj.3.weight"].shape[0]
+
+    def sketch(self, feature: NDArray[np.floating]) -> NDArray[np.uint8]:
+        """Return the colours that y, (N, D), tells: uint8 (8, 8, 3)."""
+        told = (len(self.colours) - 1) // self.statistics.tokens
+        known = self.statistics.whiten(feature)[:, :told].ravel()
+        grid = (known @ self.colours[:-1] + self.colours[-1]).reshape(SKETCH, SKETCH, 3)
+        return (grid * 255.0).round().clip(0, 255).astype(np.uint8)
 
     def save(self, directory: Path) -> None:
         """Write ``config.json`` and ``model.safetensors``, in half precision."""
@@ -57,6 +69,7 @@ class FeatureProjection:
 
         parts = {name: torch.from_numpy(getattr(self.statistics, name)) for name in ("mean", "basis", "deviation")}
         tensors = {f"feature.{name}": tensor for name, tensor in parts.items()}
+        tensors["colours"] = torch.from_numpy(self.colours)
         tensors |= {f"image_proj.{name}": tensor for name, tensor in self.image_proj.items()}
         tensors |= {f"ip_adapter.{name}": tensor for name, tensor in self.ip_adapter.items()}
         directory.mkdir(parents=True, exist_ok=True)
@@ -84,6 +97,7 @@ class FeatureProjection:
         try:
             models = json.loads((directory / CONFIG).read_text())["models"]
             tensors = {name: tensor.float() for name, tensor in load_file(directory / WEIGHTS).items()}
+            colours = tensors.pop("colours").numpy()
             groups: dict[str, dict[str, Tensor]] = {"feature": {}, "image_proj": {}, "ip_adapter": {}}
             for name, tensor in tensors.items():
                 group, _, rest = name.partition(".")
@@ -91,7 +105,9 @@ class FeatureProjection:
             statistics = FeatureStatistics(
                 *(groups["feature"][name].numpy() for name in ("mean", "basis", "deviation"))
             )
-            found = cls(statistics, groups["image_proj"], groups["ip_adapter"], models)
+            found = cls(statistics, groups["image_proj"], groups["ip_adapter"], colours, models)
+            told, spare = divmod(len(colours) - 1, statistics.tokens)
+            fits = colours.shape[1:] == (3 * SKETCH**2,) and 1 <= told <= statistics.width and not spare
             width_taken = groups["image_proj"]["proj.0.weight"].shape[1]
             width_given = found.condition_width
         except (OSError, ValueError, KeyError, TypeError, IndexError, SafetensorError, BadInputError) as error:
@@ -99,7 +115,7 @@ class FeatureProjection:
             raise ModelError(
                 f"model directory {directory}: {reason}; copy it again, or train it: multisc train vlf"
             ) from error
-        if width_taken != statistics.width or not width_given or not found.ip_adapter:
+        if width_taken != statistics.width or not width_given or not found.ip_adapter or not fits:
             raise ModelError(f"model directory {directory}: its parts are of different models; copy it again")
         return found
 
@@ -114,6 +130,7 @@ class FeatureGenerator:
 
     def __init__(self, generator: Generator, projection: FeatureProjection) -> None:
         self._generator = generator
+        self._projection = projection
         self.statistics = projection.statistics
 
     @classmethod
@@ -164,7 +181,7 @@ class FeatureGenerator:
         if feature.shape != shape or not np.isfinite(feature).all():
             raise BadInputError(f"feature of shape {feature.shape}: must be {shape}, finite")
         image = torch.from_numpy(np.asarray(feature, np.float32))[None]
-        return self._generator.draw(image, size, seed, steps, guidance)
+        return self._generator.draw(image, size, seed, steps, guidance, self._projection.sketch(feature))
 
 
 def add_projection(unet: object, projection: FeatureProjection, name: str) -> None:

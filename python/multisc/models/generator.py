@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -47,7 +47,7 @@ class Known:
     Args:
         canvas: the working picture; around the slice its border goes on to the edges.
         latents: of the canvas, (1, C, h, w).
-        mask: which latents are the slice's, bool (1, 1, h, w).
+        mask: which latents are the slice's and stay, bool (1, 1, h, w).
     """
 
     canvas: Image.Image
@@ -165,7 +165,13 @@ class Generator:
         return pipeline.image_encoder(pixels.to(pipeline.device, pipeline.image_encoder.dtype)).image_embeds
 
     def draw(
-        self, image: Tensor, size: tuple[int, int], seed: int = 0, steps: int = 25, guidance: float = 2.0
+        self,
+        image: Tensor,
+        size: tuple[int, int],
+        seed: int = 0,
+        steps: int = 25,
+        guidance: float = 2.0,
+        sketch: NDArray[np.uint8] | None = None,
     ) -> NDArray[np.uint8]:
         """Generate a picture from an image prompt that is there already, without text.
 
@@ -173,6 +179,8 @@ class Generator:
             image: what the pipeline's adapter takes as one image's embedding, (1, ...); zeros stand for none.
             size: (width, height) of the picture in pixels.
             seed, steps, guidance: see ``generate``.
+            sketch: what the picture looks like from afar, uint8 (h, w, 3) of any size: the denoising starts from it
+                rather than from pure noise.
 
         Returns:
             uint8 (height, width, 3).
@@ -182,7 +190,12 @@ class Generator:
         """
         _check([], None, None, size, 1.0, steps)
         condition = self._condition([], None, 1.0, image)
-        return _enlarge(self._denoise(condition, None, self.working_size(size), seed, steps, guidance), size)
+        height, width = self.working_size(size)
+        known = None
+        if sketch is not None:
+            start = self._known(sketch, (0, 0, width, height), (width, height))
+            known = replace(start, mask=torch.zeros_like(start.mask))
+        return _enlarge(self._denoise(condition, known, (height, width), seed, steps, guidance), size)
 
     def working_size(self, size: tuple[int, int]) -> tuple[int, int]:
         """Return (height, width) in pixels to work at: the model's trained area at the picture's aspect ratio."""

@@ -32,9 +32,6 @@ class PartClass(Protocol[Part]):
     def load(self, *sources: Any, **options: Any) -> Part:
         """Load it onto the device that the option ``device`` names."""
 
-    def __hash__(self) -> int:
-        """Classes have one: what was loaded is remembered by it."""
-
 
 @dataclass(frozen=True)
 class Pickle:
@@ -209,7 +206,8 @@ class Profile:
         Raises:
             ModelError: when the profile has no such part, or it cannot be loaded.
         """
-        return _load(kind, tuple(self.source(part) for part in parts), self.device)
+        sources = tuple(self.source(part) for part in parts)
+        return _load(kind, sources, self.device)  # type: ignore[arg-type]  # a class is hashable
 
     @property
     def fcn(self) -> str:

@@ -21,7 +21,7 @@ from torch.nn import functional
 
 from multisc.codecs.feature import FeatureCodec, FeatureStatistics
 from multisc.models.blip2 import Blip2
-from multisc.models.feature_prompt import FeatureProjection, add_projection, cross_attentions
+from multisc.models.feature_prompt import SKETCH, FeatureProjection, add_projection, cross_attentions
 from multisc.models.generator import Generator, load_pipeline
 from multisc.models.prompts import encode_prompts
 from multisc.training.data import CaptionData, load_caption_data, load_pixels
@@ -42,6 +42,7 @@ class VlfRecipe:
         late: exponent of the random time, u**late of the whole; below 1 there are more of the noisy steps, where
             layout and colours are decided.
         snr_db: range of the channel's random Es/N0 in dB.
+        ridge: of the regression from y to colours.
         seed: of weights, crops, batches and noise.
         schedule: length and rate.
     """
@@ -51,8 +52,9 @@ class VlfRecipe:
     drop: float = 0.1
     late: float = 0.7
     snr_db: tuple[float, float] = (-2.0, 20.0)
+    ridge: float = 30.0
     seed: int = 7
-    schedule: Schedule = field(default_factory=lambda: Schedule(700, 3e-3, weight_decay=0.01))
+    schedule: Schedule = field(default_factory=lambda: Schedule(500, 4e-3, weight_decay=0.01, save_every=125))
 
 
 @dataclass(frozen=True)
@@ -62,10 +64,12 @@ class Example:
     Args:
         latents: float16 (C, h, w), scaled to unit deviation.
         feature: y, float16 (N, D).
+        colours: of 8 x 8 fields, float16 (192,), 0 to 1.
     """
 
     latents: NDArray[np.float16]
     feature: NDArray[np.float16]
+    colours: NDArray[np.float16]
 
 
 class Adapter(nn.Module):
@@ -81,18 +85,20 @@ class Adapter(nn.Module):
         self.values = nn.ModuleList(layer.to_v_ip[0] for layer in layers)
         self.requires_grad_(True)
 
-    def projection(self, statistics: FeatureStatistics, models: dict[str, str]) -> FeatureProjection:
+    def projection(
+        self, statistics: FeatureStatistics, colours: NDArray[np.float32], models: dict[str, str]
+    ) -> FeatureProjection:
         """Return what is to be saved."""
-        first, last, norm = self.project.ff.net[0].proj, self.project.ff.net[2], self.project.norm
-        parts = (("proj.0", first), ("proj.2", last), ("proj.3", norm))
+        inner: Any = self.project
+        parts = {"proj.0": inner.ff.net[0].proj, "proj.2": inner.ff.net[2], "proj.3": inner.norm}
         image_proj: dict[str, Tensor] = {
-            f"{name}.{key}": value for name, part in parts for key, value in part.state_dict().items()
+            f"{name}.{key}": value for name, part in parts.items() for key, value in part.state_dict().items()
         }
-        ip_adapter = {}
+        ip_adapter: dict[str, Any] = {}
         for number, key, value in zip(self.numbers, self.keys, self.values, strict=True):
             ip_adapter[f"{number}.to_k_ip.weight"] = key.weight
             ip_adapter[f"{number}.to_v_ip.weight"] = value.weight
-        return FeatureProjection(statistics, image_proj, ip_adapter, models)
+        return FeatureProjection(statistics, image_proj, ip_adapter, colours, models)
 
 
 def new_projection(unet: Any, statistics: FeatureStatistics, models: dict[str, str], seed: int) -> FeatureProjection:
@@ -109,7 +115,8 @@ def new_projection(unet: Any, statistics: FeatureStatistics, models: dict[str, s
         shape = unet.get_submodule(name).to_k.weight.shape
         for key in ("to_k_ip", "to_v_ip"):
             ip_adapter[f"{number}.{key}.weight"] = nn.Linear(shape[1], shape[0], bias=False).weight.detach()
-    return FeatureProjection(statistics, image_proj, ip_adapter, models)
+    blank = np.zeros((statistics.tokens + 1, 3 * SKETCH**2), np.float32)
+    return FeatureProjection(statistics, image_proj, ip_adapter, blank, models)
 
 
 def make_examples(
@@ -134,7 +141,10 @@ def make_examples(
         for start in range(0, len(cuts), ENCODED_AT_ONCE):
             part = cuts[start : start + ENCODED_AT_ONCE]
             features, latents = blip2.feature(part), encode_latents(pipeline, part)
-            examples += [Example(a, b.astype(np.float16)) for a, b in zip(latents, features, strict=True)]
+            for cut, latent, feature in zip(part, latents, features, strict=True):
+                small = Image.fromarray(cut).resize((SKETCH, SKETCH), Image.Resampling.BOX)
+                colours = (np.asarray(small, np.float32) / 255.0).ravel()
+                examples.append(Example(latent, feature.astype(np.float16), colours.astype(np.float16)))
         if index % 500 == 0:
             print(f"vlf: {index} of {len(paths)} photographs", flush=True)
     return examples
@@ -146,6 +156,20 @@ def encode_latents(pipeline: StableDiffusionPipeline, pictures: list[NDArray[np.
     stacked = torch.from_numpy(np.stack(pictures).transpose(0, 3, 1, 2).astype(np.float32)) / 127.5 - 1.0
     latents = pipeline.vae.encode(stacked.to(pipeline.device, pipeline.vae.dtype)).latent_dist.mean
     return (latents * pipeline.vae.config.scaling_factor).half().cpu().numpy()
+
+
+def fit_colours(statistics: FeatureStatistics, examples: list[Example], ridge: float) -> NDArray[np.float32]:
+    """Fit the linear map from y to colours by ridge regression; see ``FeatureProjection.colours``."""
+    told = max(1, statistics.width // 4)
+    known = np.stack([statistics.whiten(example.feature)[:, :told].ravel() for example in examples])
+    wanted = np.stack([example.colours for example in examples]).astype(np.float64)
+    mean, known = wanted.mean(axis=0), known.astype(np.float64)
+    # In the form whose size is the number of pictures or of coefficients, whichever is less.
+    if known.shape[0] < known.shape[1]:
+        weights = known.T @ np.linalg.solve(known @ known.T + ridge * np.eye(len(known)), wanted - mean)
+    else:
+        weights = np.linalg.solve(known.T @ known + ridge * np.eye(known.shape[1]), known.T @ (wanted - mean))
+    return np.concatenate([weights, mean[None]]).astype(np.float32)
 
 
 class Channel:
@@ -261,7 +285,8 @@ def train(
         recipe: length and rates.
 
     Returns:
-        L_simple on the held-out photographs with y as received, with that of another picture, and without.
+        On the held-out photographs: L_simple with y as received, with that of another picture, and without; the share
+        of the colours' variance that y tells.
     """
     captions = load_caption_data(data)
     blip2, pipeline = Blip2.load(blip2_source, device), load_pipeline(stable_diffusion).to(device)
@@ -283,11 +308,19 @@ def train(
         return measure(denoising, tests, 8)
 
     log = fit("vlf", adapter, loss, recipe.schedule, work, evaluate, recipe.seed)
-    adapter.projection(statistics, models).save(output)
-    quality = measure(denoising, tests, 40)
+    projection = adapter.projection(statistics, fit_colours(statistics, examples, recipe.ridge), models)
+    projection.save(output)
+    quality = measure(denoising, tests, 20) | {"explained_colours": explained_colours(projection, unseen)}
     record = {"recipe": asdict(recipe), "models": models, "held_out": quality, "log": log}
     (output / "training.json").write_text(json.dumps(record, indent=0) + "\n")
     return quality
+
+
+def explained_colours(projection: FeatureProjection, examples: list[Example]) -> float:
+    """Share of the colours' variance over pictures that ``FeatureProjection.sketch`` tells."""
+    wanted = np.stack([example.colours for example in examples]).astype(np.float64)
+    found = np.stack([projection.sketch(example.feature).ravel() / 255.0 for example in examples])
+    return round(float(1.0 - np.mean((found - wanted) ** 2) / np.mean((wanted - wanted.mean(axis=0)) ** 2)), 4)
 
 
 @torch.inference_mode()
