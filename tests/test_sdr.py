@@ -105,6 +105,7 @@ def test_a_picture_crosses_the_air_at_the_snr_of_the_link_budget(
     assert (radio["underflows"], radio["overflows"], radio["clipped_samples"]) == (0, 0, 0)
     assert radio["first_burst_s"] > 0
     assert load_image(tmp_path / "received.png").shape == (128, 160, 3)
+    assert "overflows" in (tmp_path / "report.html").read_text()
 
 
 def test_nothing_heard_is_an_outage_and_ends(photo: Path, tmp_path: Path) -> None:
@@ -149,7 +150,7 @@ class Program:
 
 
 def test_one_process_sends_and_another_receives_in_real_time(
-    device: dict[str, str], photo: Path, tmp_path: Path
+    device: dict[str, str], photo: Path, tmp_path: Path, capfd: pytest.CaptureFixture
 ) -> None:
     """With results whatever this machine has to do beside: what was lost is counted, and nothing else."""
     air = f"air={tmp_path}"
@@ -164,6 +165,9 @@ def test_one_process_sends_and_another_receives_in_real_time(
             [*COMMON, "--rx", "--args", f"{FOR_15_DB},serial=b,{air}", "--count", "1", "--out", str(tmp_path)]
         )
         assert code == 1
+        _, err = capfd.readouterr()
+        assert len(err.splitlines()) == 1
+        assert "another program is using the device" in err
         sender = Program(
             device, "--tx", "--image", photo, "--args", f"driver=multisc_loopback,serial=a,{air}", *GAINS[:2],
             "--repeat", 6, "--interval", 0.3, "--seed", 7, "--out", tmp_path / "tx",

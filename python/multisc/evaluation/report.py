@@ -286,6 +286,9 @@ def _details(result: Result) -> dict[str, dict[str, Scalar]]:
             **{name.replace("_", " "): value for name, value in channel.parameters.items()},
         },
         "Receiver": {name.replace("_", " "): value for name, value in result.receiver.items()},
+        **(
+            {"Radio": {name.replace("_", " "): value for name, value in result.radio.items()}} if result.radio else {}
+        ),
         "Options": {name.replace("_", " "): value for name, value in result.options.items()},
         "Files": dict(result.files),
     }
