@@ -110,7 +110,8 @@ def test_the_inference_process_tells_each_percent(hub: FakeHub, monkeypatch):
     assert lines[-1].startswith("fetching facebook/bart-base: 100% of 0 MB")
 
 
-def test_a_hub_that_is_silent(hub: FakeHub, capsys):
+def test_a_hub_that_is_silent(hub: FakeHub, monkeypatch, capsys):
+    monkeypatch.setattr(module, "STALL_S", 0.3)
     hub.silent = True
     assert fetch("--parts", "bart") == 1
     line = capsys.readouterr().err.splitlines()[-1]

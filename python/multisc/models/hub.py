@@ -78,6 +78,7 @@ def fetch(repository: str, revision: str, files: tuple[str, ...], directory: Pat
     from huggingface_hub import constants, snapshot_download
 
     try:
+        _await_answer(f"{constants.ENDPOINT}/api/models/{repository}")
         return Path(
             snapshot_download(
                 repository,
@@ -245,6 +246,15 @@ def published_digests(directory: Path, checkpoint: Checkpoint) -> list[tuple[str
         ]
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return []
+
+
+def _await_answer(address: str) -> None:
+    """Ask whether the hub is there: its library would wait for the list of files without end."""
+    request = urllib.request.Request(address, method="HEAD")
+    try:
+        urllib.request.urlopen(request, timeout=STALL_S).close()
+    except urllib.error.HTTPError:
+        return  # an answer
 
 
 def _reason(error: BaseException) -> str:
