@@ -90,6 +90,8 @@ def write_blip2(directory: Path, seed: int = 0, shard_size: str = "5GB") -> Path
     model = Blip2ForConditionalGeneration(config)
     torch.nn.init.normal_(model.query_tokens)
     torch.nn.init.normal_(model.language_projection.weight)
+    with torch.no_grad():  # so that no caption is empty
+        model.get_input_embeddings().weight[[*tokenizer.all_special_ids, language.eos_token_id]] = 0.0
     model.half().save_pretrained(directory, max_shard_size=shard_size)
     Blip2Processor(PICTURES, tokenizer, num_query_tokens=TOKENS).save_pretrained(directory)
     return directory

@@ -25,7 +25,7 @@ from multisc.training.blip2 import encode_captions, next_words
 from multisc.training.blip_tokenizers import START, bert_tokenizer
 from multisc.training.data import CaptionData, load_caption_data, load_pixels
 from multisc.training.llava import VOCABULARY, pad
-from multisc.training.loop import TRAINING_ATTENTION, Schedule, fit
+from multisc.training.loop import Schedule, fit
 from multisc.training.towers import vision_sizes
 from multisc.training.views import WHOLE, pixel_values, random_view
 
@@ -51,7 +51,7 @@ class BlipRecipe:
     trained_rate: float = 0.1
     wrong_words: float = 0.15
     language: Schedule = field(default_factory=lambda: Schedule(steps=600, learning_rate=2e-3, save_every=100))
-    captions: Schedule = field(default_factory=lambda: Schedule(steps=500, learning_rate=1e-3, save_every=100))
+    captions: Schedule = field(default_factory=lambda: Schedule(steps=350, learning_rate=1.5e-3, save_every=50))
 
 
 def make_model(tokenizer: BertTokenizer, sizes: dict, recipe: BlipRecipe) -> BlipForConditionalGeneration:
@@ -69,9 +69,7 @@ def make_model(tokenizer: BertTokenizer, sizes: dict, recipe: BlipRecipe) -> Bli
         sep_token_id=tokenizer.sep_token_id,
         pad_token_id=tokenizer.pad_token_id,
     )
-    model = BlipForConditionalGeneration(BlipConfig(text_config=text, vision_config=BlipVisionConfig(**sizes)))
-    model.set_attn_implementation(TRAINING_ATTENTION)
-    return model
+    return BlipForConditionalGeneration(BlipConfig(text_config=text, vision_config=BlipVisionConfig(**sizes)))
 
 
 def train_language_model(
