@@ -44,10 +44,11 @@ def test_a_saved_network_gives_the_same_answer(checkpoint):
 
 
 def test_the_network_is_fully_convolutional():
-    """A picture moved by the coarsest stride moves the scores, away from the borders, but for the scene's bias."""
+    """A picture moved by the coarsest stride moves the scores, away from the borders, but for scene and place."""
     torch.manual_seed(2)
     model = Fcn(SMALL).eval()
     model.scene.weight.data.zero_()
+    model.place.weight.data.zero_()
     picture = torch.rand(1, 3, 512, 64)
     scores = model.scores_at_quarter(picture)
     moved = model.scores_at_quarter(picture.roll(32, 2))
@@ -103,10 +104,10 @@ class Painted(torch.nn.Module):
         return torch.log(shares / shares.sum(1, keepdim=True))
 
 
-def test_the_largest_central_region_is_the_subject():
+def test_the_largest_region_is_the_subject():
     image = np.zeros((120, 180, 3), np.uint8)
     image[50:90, 60:120, 0] = 255  # a cat in the middle
-    image[0:20, 0:40, 2] = 255  # a dog in the corner
+    image[0:12, 0:24, 2] = 255  # a dog in the corner
     subject = Segmenter(Painted()).segment(image)
     assert subject.found
     assert subject.label == "cat"
@@ -130,13 +131,41 @@ def test_a_small_subject_gets_a_box_of_the_least_size():
     assert y <= 120
 
 
-def test_without_a_region_the_most_salient_place_is_taken():
+def test_where_nothing_is_likely_the_likeliest_place_is_a_guess():
     image = np.zeros((100, 160, 3), np.uint8)
     image[:, 100:, 2] = 60  # faintly a dog, on the right
     subject = Segmenter(Painted()).segment(image)
     assert not subject.found
     assert subject.label in ("cat", "dog")
     assert subject.box[0] + subject.box[2] / 2 > 80
+
+
+def test_fragments_of_weight_belong_to_the_subject():
+    """Two people side by side are one subject; a speck is not."""
+    foreground = np.full((60, 90), 0.01, np.float32)
+    foreground[10:50, 10:30] = foreground[15:45, 50:70] = 0.9
+    foreground[2:5, 85:88] = 0.9
+    mask, expected = module.main_region(foreground)
+    assert mask[30, 20]
+    assert mask[30, 60]
+    assert not mask[3, 86]
+    assert 0.5 < expected < 1
+
+
+def test_the_chosen_mask_has_the_highest_expected_overlap():
+    """Against masks drawn from the probabilities themselves, no other threshold does better on average."""
+    rng = np.random.default_rng(4)
+    y, x = np.mgrid[:40, :40]
+    foreground = np.exp(-((x - 22) ** 2 + (y - 18) ** 2) / 160).astype(np.float32) * 0.8
+    shown = (1 - module.DOUBT) * foreground + module.DOUBT * foreground.mean()
+    drawn = rng.random((400, 40, 40)) < shown
+
+    def overlap(mask):
+        return np.mean((drawn & mask).sum((1, 2)) / (drawn | mask).sum((1, 2)))
+
+    mask, expected = module.main_region(foreground)
+    assert overlap(mask) == pytest.approx(expected, abs=0.01)
+    assert overlap(mask) >= max(overlap(foreground > t) for t in (0.1, 0.2, 0.3, 0.5, 0.6)) - 1e-3
 
 
 @settings(max_examples=25, deadline=None)

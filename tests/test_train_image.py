@@ -1,6 +1,7 @@
 """The training of the image models: data, losses, labels, batches."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,7 @@ from transformers.models.clip.image_processing_pil_clip import CLIPImageProcesso
 
 from multisc.errors import BadInputError  # noqa: E402
 from multisc.models.prompts import CORNERS, prompts_of  # noqa: E402
-from multisc.training import diffusion, fcn, vae  # noqa: E402
+from multisc.training import diffusion, fcn, subjects, vae  # noqa: E402
 from multisc.training.photographs import Photograph, Polygon, load_photographs  # noqa: E402
 
 DATA = Path(__file__).parents[2] / "shared" / "data"
@@ -37,23 +38,86 @@ def test_a_polygon_is_drawn_at_the_size_asked_for(photograph):
     assert mask.mean() == pytest.approx(20 * 30 / (60 * 90), rel=0.1)
 
 
-def test_polygons_lie_over_the_teachers_labels(photograph):
-    labels = fcn.draw_labels(photograph, np.full((60, 90), fcn.CLASSES.index("dog"), np.uint8))
-    assert labels[30, 45] == fcn.CLASSES.index("object")  # VOC knows no kite
-    assert labels[5, 5] == fcn.CLASSES.index("dog")
+def test_polygons_lie_over_the_teachers_opinion(photograph):
+    logits = np.zeros((33, 33, 21), np.uint8)
+    logits[:, :16, fcn.CLASSES.index("dog")] = 9
+    logits[:, 16:, 0] = 9
+    classes = fcn.draw_classes(photograph, logits)
+    assert classes[11, 15] == fcn.CLASSES.index("object")  # the kite: VOC knows none
+    assert classes[2, 5] == fcn.CLASSES.index("dog")
+    assert classes[2, 28] == fcn.CLASSES.index("object")  # the teacher's background is no class of a subject
 
 
-def test_what_lies_outside_the_photograph_has_no_label():
-    picture, labels = np.full((20, 200, 3), 128, np.uint8), np.zeros((20, 200), np.uint8)
-    shares = [
-        (fcn._augment(picture, labels, np.random.default_rng(seed))[1] == fcn.IGNORE).float().mean()
-        for seed in range(5)
-    ]
-    assert min(shares) > 0.5
-    pixels, target = fcn._augment(picture, labels, np.random.default_rng(9))
-    assert pixels.shape == (3, fcn.CROP, fcn.CROP)
-    assert target.shape == (fcn.CROP // 4, fcn.CROP // 4)
-    assert set(target.unique().tolist()) <= {0, fcn.IGNORE}
+def test_the_category_that_covers_most_is_the_subject(photograph):
+    small = [Polygon("bird", [[0, 0, 12, 0, 12, 9, 0, 9]]), Polygon("bird", [[70, 0, 85, 0, 85, 9, 70, 9]])]
+    several = replace(photograph, polygons=[*small, *photograph.polygons])
+    mask = subjects.subject_group(several, (60, 90))
+    assert mask[30, 45]
+    assert not mask[4, 6]
+    many = replace(photograph, polygons=[Polygon("bird", [[0, 40, 90, 40, 90, 60, 0, 60]]), *several.polygons])
+    mask = subjects.subject_group(many, (60, 90))
+    assert mask[50, 80]
+    assert mask[4, 6]
+    assert not mask[30, 45]
+
+
+def test_a_canvas_is_mirrored_within_the_photograph():
+    canvas = torch.zeros(1, 4, 6)
+    canvas[0, 1, 0] = 1.0
+    mirrored = subjects.mirror(canvas, 4)
+    assert mirrored[0, 1, 3] == 1
+    assert mirrored.sum() == 1
+    assert torch.equal(subjects.mirror(mirrored, 4), canvas)
+
+
+def test_a_probe_learns_to_tell_the_subject(photograph):
+    """From features of which one shows the subject, on a photograph that covers two thirds of the canvas."""
+    rng = np.random.default_rng(0)
+    features = rng.normal(0, 0.3, (1, subjects.COMPONENTS, 33, 33)).astype(np.float16)
+    rows, columns = slice(7, 15), slice(11, 22)
+    features[0, 3, rows, columns] += 3
+    probe = subjects.fit_probe([photograph], features, np.array([0]), 0, steps=60)
+    found = subjects.subject_map([probe], features[0], subjects.canvas_size(photograph))
+    assert found.shape == (subjects.FINE, subjects.FINE)
+    assert found[44, 64] > 180
+    assert found[10, 10] < 90
+    assert not found[100:].any()  # below the photograph
+
+
+def test_batches_of_the_segmentation_fit_together(photograph):
+    """Picture, subject, class and features of a part are cut at the same place and mirrored alike."""
+    height, width = subjects.canvas_size(photograph)
+    maps = np.zeros((1, subjects.FINE, subjects.FINE), np.uint8)
+    maps[0] = (subjects.drawn(photograph.mask(photograph.polygons[0], (height, width))) * 255).byte().numpy()
+    classes = np.full((1, 33, 33), fcn.CLASSES.index("object"), np.uint8)
+    features = np.zeros((1, 2, 33, 33), np.float16)
+    features[0, 0, 7:15, 11:22] = 1.0
+    samples = fcn.Samples([photograph], np.array([0]), maps, classes, features)
+    pixels, subject, kinds, seen = samples.draw(np.random.default_rng(3), 6)
+    assert pixels.shape[2:] == (4 * subject.shape[1], 4 * subject.shape[2])
+    assert kinds.unique().tolist() == [fcn.CLASSES.index("object")]
+    reddish = torch.nn.functional.avg_pool2d(pixels[:, 0] - pixels[:, 1:].mean(1), 4)
+    for red, mask, feature in zip(reddish, subject, seen, strict=True):
+        if 0.02 < mask.mean() < 0.9 and red.std() > 0.05:
+            assert np.corrcoef(red.ravel(), mask.ravel())[0, 1] > 0.85
+            coarse = torch.nn.functional.adaptive_avg_pool2d(mask[None], feature.shape[1:])[0]
+            assert np.corrcoef(coarse.ravel(), feature[0].ravel())[0, 1] > 0.8
+
+
+def test_the_segmentation_loss_is_least_at_the_truth():
+    subject = torch.zeros(1, 4, 4)
+    subject[0, 1:3, 1:3] = 1.0
+    classes = torch.full((1, 4, 4), 2)
+    right = torch.full((1, 4, 4, 4), -6.0)
+    right[0, 0] = torch.where(subject[0] > 0, -6.0, 6.0)
+    right[0, 2] = -right[0, 0]
+    wrong_class = right[:, [0, 1, 3, 2]]
+    everywhere = torch.full_like(right, -6.0)
+    everywhere[0, 2] = 6.0
+    losses = [fcn.segmentation_loss(scores, subject, classes).item() for scores in (right, wrong_class, everywhere)]
+    assert losses[0] < 0.25
+    assert losses[0] < losses[1] - 1
+    assert losses[0] < losses[2] - 1
 
 
 def test_a_flat_picture_has_a_flat_spectrum():

@@ -39,8 +39,8 @@ class FcnConfig:
     """
 
     classes: tuple[str, ...]
-    channels: tuple[int, ...] = (16, 32, 56, 80, 88)
-    long_side: int = 256
+    channels: tuple[int, ...] = (16, 32, 64, 112, 144)
+    long_side: int = 192
 
     def __post_init__(self) -> None:
         if len(self.classes) < 2 or not all(isinstance(name, str) and name for name in self.classes):
@@ -74,6 +74,14 @@ def _down(inputs: int, outputs: int) -> nn.Sequential:
     )
 
 
+def _place(features: Tensor) -> Tensor:
+    """Coordinates of each cell from -1 to 1, down and across, and their squares; (1, 4, H, W)."""
+    height, width = features.shape[-2:]
+    y = ((torch.arange(height) + 0.5) / height * 2 - 1)[:, None].expand(height, width)
+    x = ((torch.arange(width) + 0.5) / width * 2 - 1).expand(height, width)
+    return torch.stack([y, x, y * y, x * x])[None].to(features)
+
+
 class Fcn(nn.Module):
     """The network: pictures to per-pixel log-probabilities of the classes.
 
@@ -92,11 +100,12 @@ class Fcn(nn.Module):
                 nn.Sequential(_down(c2, c4), _Residual(c4)),
                 nn.Sequential(_down(c4, c8), _Residual(c8)),
                 nn.Sequential(_down(c8, c16), _Residual(c16), _Residual(c16, dilation=2)),
-                nn.Sequential(_down(c16, c32), _Residual(c32)),
+                nn.Sequential(_down(c16, c32), _Residual(c32), _Residual(c32)),
             ]
         )
         self.scores = nn.ModuleList([nn.Conv2d(width, count, 1) for width in config.channels[1:]])
         self.scene = nn.Linear(c32, count)  # the whole picture's mean feature: which classes to expect at all
+        self.place = nn.Conv2d(4, count, 1, bias=False)  # where in the picture: subjects are seldom at its border
         self.mean: Tensor
         self.deviation: Tensor
         self.register_buffer("mean", torch.tensor(_MEAN).view(1, 3, 1, 1), persistent=False)
@@ -117,14 +126,24 @@ class Fcn(nn.Module):
 
     def scores_at_quarter(self, pictures: Tensor) -> Tensor:
         """Return the scores before the softmax at a quarter of the size, (B, classes, ceil(H/4), ceil(W/4))."""
+        return self.combine(self.features(pictures))
+
+    def features(self, pictures: Tensor) -> list[Tensor]:
+        """Return the feature maps at strides 4, 8, 16 and 32."""
         features = self.stem((pictures - self.mean) / self.deviation)
         maps = []
-        for stage, score in zip(self.stages, self.scores, strict=True):
+        for stage in self.stages:
             features = stage(features)
-            maps.append(score(features))
-        total = maps.pop() + self.scene(features.mean((2, 3)))[:, :, None, None]
-        while maps:
-            finer = maps.pop()
+            maps.append(features)
+        return maps
+
+    def combine(self, maps: list[Tensor]) -> Tensor:
+        """Add up the class scores of the feature maps, at the size of the first."""
+        scores = [score(features) for score, features in zip(self.scores, maps, strict=True)]
+        coarsest = maps[-1]
+        total = scores.pop() + self.scene(coarsest.mean((2, 3)))[:, :, None, None] + self.place(_place(coarsest))
+        while scores:
+            finer = scores.pop()
             total = finer + functional.interpolate(total, finer.shape[-2:], mode="bilinear", align_corners=False)
         return total
 

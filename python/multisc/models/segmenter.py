@@ -15,10 +15,8 @@ from multisc.models.fcn import Fcn
 from multisc.models.torchvision_fcn import TorchvisionFcn, is_converted
 
 MIN_SIDE = 32  # of the box, in pixels, where the picture has as many
-MIN_SHARE = 0.004  # of the picture's area, below which a region is no subject
-MAX_SHARE = 0.75  # above which a region may be subject and surroundings in one, so that a higher threshold is tried
-MIN_KEPT = 0.4  # of that region, or else it is the subject after all
-THRESHOLDS = (0.35, 0.5, 0.65)  # of the foreground probability
+DOUBT = 0.2  # see ``main_region``; set beforehand, as MIN_KEPT, not on the photographs that the card measures on
+MIN_KEPT = 0.3  # least mass of a fragment, as a share of the largest one's
 
 
 @dataclass(frozen=True)
@@ -30,8 +28,7 @@ class Subject:
         box: (x, y, width, height) in pixels, inside the picture and around the mask; both sides at least 1.
         label: the class of most of the subject's pixels, never the background.
         score: mean foreground probability over the mask, 0 to 1.
-        found: False when no region reached the foreground threshold and the subject is the region around the most
-            salient place instead.
+        found: False when no place is more likely subject than background; the mask is then a guess.
     """
 
     mask: NDArray[np.bool_]
@@ -76,10 +73,7 @@ class Segmenter:
         return both[0].float().cpu().numpy()
 
     def segment(self, image: NDArray[np.uint8]) -> Subject:
-        """Find the main subject: the connected foreground region with the most area, centrality and confidence.
-
-        When no region reaches the threshold, the subject is where the network's own foreground probability is
-        highest: the quarter of the picture with the most probability mass around its (centre-weighted) mean.
+        """Find the main subject: the mask that is expected to overlap most with it.
 
         Args:
             image: uint8 RGB of shape (H, W, 3), H and W at least 1.
@@ -90,11 +84,8 @@ class Segmenter:
         height, width = image.shape[:2]
         classes = self.probabilities(image)
         foreground = 1.0 - classes[0]
-        centre = _centrality(*foreground.shape)
-        region = _main_region(foreground, centre)
-        found = region is not None
-        if region is None:
-            region = _salient_region(foreground, centre)
+        region, _ = main_region(foreground)
+        found = bool(foreground.max() > 0.5)
         label = 1 + int(classes[1:, region].sum(axis=1).argmax())
         score = float(foreground[region].mean())
         enlarged = Image.fromarray(np.where(region, 255, 0).astype(np.uint8)).resize(
@@ -106,43 +97,28 @@ class Segmenter:
         return Subject(mask, _box(mask), self._model.config.classes[label], score, found)
 
 
-def _centrality(height: int, width: int) -> NDArray[np.float32]:
-    """A weight of 1 in the middle that falls to about 0.3 in the corners, float32 (height, width)."""
-    y = (np.arange(height, dtype=np.float32) + 0.5) / height - 0.5
-    x = (np.arange(width, dtype=np.float32) + 0.5) / width - 0.5
-    return np.exp(-2.4 * (y[:, None] ** 2 + x[None, :] ** 2))
+def main_region(foreground: NDArray[np.float32]) -> tuple[NDArray[np.bool_], float]:
+    """The mask whose overlap with the subject is expected to be largest, without small fragments and holes.
 
+    Were the pixels independent, a mask's expected intersection is the sum of its probabilities, its expected union
+    its area and the probabilities outside; the best mask is a threshold's. Networks are too sure of themselves:
+    ``DOUBT`` is the share of each probability that is spread evenly over the picture.
 
-def _main_region(foreground: NDArray[np.float32], centre: NDArray[np.float32]) -> NDArray[np.bool_] | None:
-    """The best connected region at the lowest threshold that tells it from its surroundings; None without any."""
-    best = None
-    for threshold in THRESHOLDS:
-        regions, count = ndimage.label(foreground > threshold)
-        if not count:
-            break
-        index = np.arange(1, count + 1)
-        merit = ndimage.sum_labels(foreground * centre, regions, index)
-        region = ndimage.binary_fill_holes(regions == index[int(merit.argmax())])
-        if region.mean() < MIN_SHARE or (best is not None and region.sum() < MIN_KEPT * best.sum()):
-            break
-        best = region
-        if region.mean() <= MAX_SHARE:
-            break
-    return best
+    Args:
+        foreground: probability of the subject, (h, w).
 
-
-def _salient_region(foreground: NDArray[np.float32], centre: NDArray[np.float32]) -> NDArray[np.bool_]:
-    height, width = foreground.shape
-    mass = foreground * centre
-    total = float(mass.sum()) or 1.0
-    y = float((mass.sum(1) * np.arange(height)).sum()) / total
-    x = float((mass.sum(0) * np.arange(width)).sum()) / total
-    half_height, half_width = max(1, height // 4), max(1, width // 4)
-    top = int(np.clip(round(y) - half_height, 0, max(0, height - 2 * half_height)))
-    left = int(np.clip(round(x) - half_width, 0, max(0, width - 2 * half_width)))
-    region = np.zeros((height, width), bool)
-    region[top : top + 2 * half_height, left : left + 2 * half_width] = True
-    return region
+    Returns:
+        the mask, bool (h, w), never empty; and the expected intersection over union of what is above the threshold.
+    """
+    doubtful = (1.0 - DOUBT) * foreground + DOUBT * foreground.mean(dtype=np.float64)
+    ordered = np.sort(doubtful, axis=None)[::-1]
+    inside = np.cumsum(ordered, dtype=np.float64)
+    expected = inside / np.maximum(np.arange(1, ordered.size + 1) + inside[-1] - inside, 1e-9)
+    best = int(expected.argmax())
+    regions, count = ndimage.label(doubtful >= ordered[best])
+    mass = ndimage.sum_labels(doubtful, regions, np.arange(1, count + 1))
+    kept = 1 + np.flatnonzero(mass >= MIN_KEPT * mass.max())
+    return ndimage.binary_fill_holes(np.isin(regions, kept)), float(expected[best])
 
 
 def _box(mask: NDArray[np.bool_]) -> tuple[int, int, int, int]:

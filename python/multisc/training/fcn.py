@@ -1,4 +1,4 @@
-"""Train the FCN: negative log-likelihood (eq. 7) on a VOC teacher's label maps and on annotated polygons."""
+"""Train the FCN: negative log-likelihood (eq. 7) on the subjects that ``multisc.training.subjects`` finds."""
 
 from __future__ import annotations
 
@@ -10,13 +10,24 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 
 from multisc.models.fcn import Fcn, FcnConfig
 from multisc.models.segmenter import Segmenter
 from multisc.training.loop import Schedule, fit
 from multisc.training.photographs import Photograph, load_photographs
+from multisc.training.subjects import (
+    CLASS_COUNT,
+    GRID,
+    TEACHER_SIDE,
+    annotated_groups,
+    canvas_size,
+    label_subjects,
+    principal,
+    soft_iou_loss,
+    teacher_features,
+)
 
 # The VOC classes, and "object" for every annotated category that VOC does not know.
 # fmt: off
@@ -34,9 +45,9 @@ VOC_NAMES = {
     "couch": "sofa",
     "tv": "tvmonitor",
 }
-IGNORE = 255
-TEACHER_SIDE = 513
-CROP = 192
+TEACHER = "teacher/deeplabv3_mnv2_pascal_quant.tflite"
+LOADED_SIDE = 256
+SHAPES = ((128, 192), (144, 192), (160, 160), (192, 144), (192, 128))  # (height, width) that is trained on
 
 
 @dataclass(frozen=True)
@@ -56,90 +67,139 @@ class FcnTraining:
     seed: int = 1
 
 
-class Teacher:
-    """DeepLab v3 (MobileNet v2, the 21 VOC classes) that labels photographs."""
+def draw_classes(photograph: Photograph, logits: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Which class each place of the canvas has if it belongs to the subject, uint8 (33, 33).
 
-    def __init__(self, model: Path) -> None:
-        from ai_edge_litert.interpreter import Interpreter, OpResolverType
+    Args:
+        photograph: whose polygons lie over the teacher's opinion, large ones first so that small ones stay visible.
+        logits: the teacher's class scores, (33, 33, 21); where they say background, the class is "object".
+    """
+    classes = logits.argmax(-1).astype(np.uint8)
+    classes[classes == 0] = CLASSES.index("object")
+    size = canvas_size(photograph)
+    rows, columns = (max(1, round(side / TEACHER_SIDE * GRID)) for side in size)
+    masks = [(photograph.mask(p, (rows, columns)), p.category) for p in photograph.polygons or []]
+    for mask, category in sorted(masks, key=lambda item: -item[0].sum()):
+        name = VOC_NAMES.get(category, category)
+        classes[:rows, :columns][mask] = CLASSES.index(name if name in CLASSES else "object")
+    return classes
 
-        # The default delegate rejects this quantised graph, the plain kernels run it.
-        resolver = OpResolverType.BUILTIN_WITHOUT_DEFAULT_DELEGATES
-        self._net = Interpreter(str(model), experimental_op_resolver_type=resolver, num_threads=1)
-        self._net.allocate_tensors()
 
-    def label(self, picture: NDArray[np.uint8], size: tuple[int, int]) -> NDArray[np.uint8]:
-        """Return the class index of each pixel at ``size`` = (width, height)."""
-        source = Image.fromarray(picture)
-        source.thumbnail((TEACHER_SIDE, TEACHER_SIDE))
-        canvas = np.full((1, TEACHER_SIDE, TEACHER_SIDE, 3), 128, np.uint8)
-        canvas[0, : source.height, : source.width] = np.asarray(source)
-        self._net.set_tensor(self._net.get_input_details()[0]["index"], canvas)
-        self._net.invoke()
-        labels = self._net.get_tensor(self._net.get_output_details()[0]["index"])[0].astype(np.uint8)
-        return np.asarray(
-            Image.fromarray(labels[: source.height, : source.width]).resize(size, Image.Resampling.NEAREST)
+class Samples:
+    """Draws training batches.
+
+    Args:
+        photographs: all photographs.
+        chosen: rows of those to draw from.
+        maps: the subject's probability, uint8 (N, 129, 129) on the teacher's canvas.
+        classes: uint8 (N, 33, 33) on the teacher's canvas.
+        features: what the teacher sees, float16 (N, channels, 33, 33).
+    """
+
+    def __init__(
+        self,
+        photographs: list[Photograph],
+        chosen: NDArray[np.intp],
+        maps: NDArray[np.uint8],
+        classes: NDArray[np.uint8],
+        features: NDArray[np.float16],
+    ) -> None:
+        self._maps, self._classes, self._features = maps, classes, features
+        self._pictures = {row: photographs[row].load(LOADED_SIDE) for row in chosen}
+        self._sizes = {row: canvas_size(photographs[row]) for row in chosen}
+        aspects = np.array([np.log(self._sizes[row][1] / self._sizes[row][0]) for row in chosen])
+        nearest = np.abs(aspects[:, None] - np.log([w / h for h, w in SHAPES])).argmin(1)
+        self._groups = [chosen[nearest == k] for k in range(len(SHAPES))]
+        polygons = [np.array([photographs[row].polygons is not None for row in group]) for group in self._groups]
+        self._weights = [np.where(known, 4.0, 1.0) for known in polygons]
+
+    def draw(self, rng: np.random.Generator, batch: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Cut random parts of photographs of about one shape, mirrored and recoloured at random.
+
+        Returns:
+            pixels (B, 3, H, W) in [0, 1]; the subject's probability (B, H/4, W/4); classes, int64 (B, H/4, W/4);
+            the teacher's features (B, channels, H/16, W/16).
+        """
+        totals = np.array([weight.sum() for weight in self._weights])
+        group = int(rng.choice(len(totals), p=totals / totals.sum()))
+        height, width = SHAPES[group]
+        weight = self._weights[group]
+        rows = rng.choice(self._groups[group], batch, p=weight / weight.sum())
+        pixels, grids = [], []
+        for row in rows:
+            side = 1.0 - 0.45 * rng.random() ** 1.5
+            across, down = np.minimum(1.0, side * np.exp(rng.uniform(-0.15, 0.15, 2)))
+            left, top = rng.random() * (1.0 - across), rng.random() * (1.0 - down)
+            mirrored = rng.random() < 0.5
+            pixels.append(_recolour(self._pictures[row], (left, top, across, down), (width, height), mirrored, rng))
+            grids.append(_grid(self._sizes[row], (left, top, across, down), (height // 4, width // 4), mirrored))
+        grid = torch.stack(grids)
+        coarse = functional.interpolate(grid.permute(0, 3, 1, 2), scale_factor=0.25, mode="area").permute(0, 2, 3, 1)
+        maps = torch.from_numpy(self._maps[rows].astype(np.float32))[:, None] / 255
+        classes = torch.from_numpy(self._classes[rows].astype(np.float32))[:, None]
+        features = torch.from_numpy(self._features[rows].astype(np.float32))
+        return (
+            torch.stack(pixels),
+            functional.grid_sample(maps, grid, align_corners=False)[:, 0],
+            functional.grid_sample(classes, grid, mode="nearest", align_corners=False)[:, 0].long(),
+            functional.grid_sample(features, coarse, align_corners=False),
         )
 
 
-def draw_labels(photograph: Photograph, labels: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """Lay the annotated polygons over the teacher's labels, large ones first so that small ones stay visible."""
-    labels = labels.copy()
-    masks = [(photograph.mask(p, labels.shape), p.category) for p in photograph.polygons or []]
-    for mask, category in sorted(masks, key=lambda item: -item[0].sum()):
-        name = VOC_NAMES.get(category, category)
-        labels[mask] = CLASSES.index(name if name in CLASSES else "object")
-    return labels
+def _grid(
+    size: tuple[int, int], part: tuple[float, float, float, float], cells: tuple[int, int], mirrored: bool
+) -> Tensor:
+    """Where on the teacher's canvas, from -1 to 1, the cells of a part of a photograph lie; (rows, columns, 2)."""
+    left, top, across, down = part
+    y = (top + (torch.arange(cells[0]) + 0.5) / cells[0] * down) * size[0] / TEACHER_SIDE * 2 - 1
+    x = (left + (torch.arange(cells[1]) + 0.5) / cells[1] * across) * size[1] / TEACHER_SIDE * 2 - 1
+    if mirrored:
+        x = x.flip(0)
+    return torch.stack([x.expand(cells), y[:, None].expand(cells)], -1)
 
 
-def label_photographs(
-    photographs: list[Photograph], data: Path, cache: Path, long_side: int
-) -> list[NDArray[np.uint8]]:
-    """Return a label map per photograph, kept in ``cache`` between runs."""
-    if cache.is_file():
-        with np.load(cache) as stored:
-            maps = [stored[str(index)] for index in range(len(photographs))]
-    else:
-        teacher = Teacher(data / "teacher/deeplabv3_mnv2_pascal_quant.tflite")
-        maps = []
-        for photograph in photographs:
-            height, width = photograph.load(long_side).shape[:2]
-            maps.append(teacher.label(photograph.load(TEACHER_SIDE), (width, height)))
-        cache.parent.mkdir(parents=True, exist_ok=True)
-        np.savez_compressed(cache, **{str(index): labels for index, labels in enumerate(maps)})
-    return [draw_labels(p, labels) for p, labels in zip(photographs, maps, strict=True)]
-
-
-def _augment(
-    picture: NDArray[np.uint8], labels: NDArray[np.uint8], rng: np.random.Generator
-) -> tuple[Tensor, Tensor]:
-    """Cut a random square at a random scale, mirrored and recoloured at random."""
-    height, width = labels.shape
-    side = min(int(CROP / np.exp(rng.uniform(np.log(0.75), np.log(1.6)))), max(height, width))
-    top = int(rng.integers(min(0, height - side), max(0, height - side) + 1))
-    left = int(rng.integers(min(0, width - side), max(0, width - side) + 1))
-    box = (left, top, left + side, top + side)
-    cut = Image.fromarray(picture).crop(box).resize((CROP, CROP), Image.Resampling.BILINEAR)
-    # Shifted by one, so that what lies outside the photograph, cropped as 0, can be told from the background.
-    shifted = Image.fromarray(labels + 1).crop(box).resize((CROP // 4, CROP // 4), Image.Resampling.NEAREST)
-    target = np.asarray(shifted).astype(np.int64) - 1
-    target[target < 0] = IGNORE
-    pixels = np.asarray(cut).astype(np.float32) / 255
-    if rng.random() < 0.5:
-        pixels, target = pixels[:, ::-1], target[:, ::-1]
-    pixels = (pixels - 0.5) * rng.uniform(0.7, 1.3) + 0.5 + rng.normal(0, 0.06, 3)
+def _recolour(
+    picture: NDArray[np.uint8],
+    part: tuple[float, float, float, float],
+    size: tuple[int, int],
+    mirrored: bool,
+    rng: np.random.Generator,
+) -> Tensor:
+    """Cut a part of a picture at ``size`` = (width, height) and change its light; float32 (3, height, width)."""
+    rows, columns = picture.shape[:2]
+    left, top, across, down = part
+    box = (left * columns, top * rows, (left + across) * columns, (top + down) * rows)
+    pixels = np.asarray(Image.fromarray(picture).resize(size, Image.Resampling.BILINEAR, box), np.float32) / 255
+    pixels = (pixels[:, ::-1] if mirrored else pixels) - 0.5
+    pixels = pixels * np.float32(rng.uniform(0.7, 1.3)) + 0.5 + rng.normal(0, 0.06, 3).astype(np.float32)
     if rng.random() < 0.1:
         pixels = np.repeat(pixels.mean(2, keepdims=True), 3, 2)
-    return torch.from_numpy(np.ascontiguousarray(pixels.transpose(2, 0, 1), np.float32)), torch.from_numpy(
-        target.copy()
-    )
+    return torch.from_numpy(np.ascontiguousarray(pixels.transpose(2, 0, 1)))
+
+
+def segmentation_loss(scores: Tensor, subject: Tensor, classes: Tensor) -> Tensor:
+    """Negative log-likelihood (eq. 7) of soft labels, and the subject's soft IoU.
+
+    Args:
+        scores: before the softmax, (B, classes, H, W).
+        subject: its probability (B, H, W); the rest is background.
+        classes: of the subject, where it is one, (B, H, W).
+    """
+    log = scores.log_softmax(1)
+    of_class = log.gather(1, classes[:, None])[:, 0]
+    likelihood = -((1.0 - subject) * log[:, 0] + subject * of_class).mean()
+    return likelihood + soft_iou_loss(scores[:, 1:].logsumexp(1) - scores[:, 0], subject)
 
 
 def train(data: Path, work: Path, output: Path, setup: FcnTraining = FcnTraining()) -> dict[str, float]:
     """Train, save a checkpoint with its log, and measure it on the held-out photographs.
 
+    Beside the labels, the network learns what the teacher sees: a linear map from its features at stride 16 is drawn
+    to the teacher's.
+
     Args:
         data: folder of the photographs and the teacher.
-        work: folder of the label cache and of the resumable checkpoint.
+        work: folder of the teacher's features (2.2 GB), the subjects and the resumable checkpoint.
         output: folder the model is written to.
         setup: steps, batch, rate, seed.
 
@@ -149,34 +209,47 @@ def train(data: Path, work: Path, output: Path, setup: FcnTraining = FcnTraining
     torch.manual_seed(setup.seed)
     config = FcnConfig(tuple(CLASSES))
     photographs = load_photographs(data)
-    labels = label_photographs(photographs, data, work / "teacher.npz", config.long_side)
-    # A photograph of one object of a class that the teacher does not know has no usable label.
-    usable = [p.path.parent.parent.name != "objects1000" or m.any() for p, m in zip(photographs, labels, strict=True)]
-    chosen = [i for i, p in enumerate(photographs) if usable[i] and not p.held_out]
-    weight = np.array([4.0 if photographs[i].polygons is not None else 1.0 for i in chosen])
-    pictures = {i: photographs[i].load(config.long_side) for i in chosen}
-    model = Fcn(config)
+    raw = teacher_features(photographs, data / TEACHER, work / "teacher_features.npy")
+    features = principal(raw)
+    maps = label_subjects(photographs, features, work / "subjects.npy")
+    classes = np.stack([draw_classes(p, row[..., -CLASS_COUNT:]) for p, row in zip(photographs, raw, strict=True)])
+    chosen = np.flatnonzero([not p.held_out for p in photographs])
+    samples = Samples(photographs, chosen, maps, classes, features)
+    model = Pupil(Fcn(config), features.shape[1])
     model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    class_weight = torch.ones(len(CLASSES))
-    class_weight[0] = 0.5  # most pixels are background
 
     def loss(step: int) -> Tensor:
-        rng = np.random.default_rng([setup.seed, step])
-        picks = rng.choice(len(chosen), setup.batch, p=weight / weight.sum())
-        pairs = [_augment(pictures[chosen[k]], labels[chosen[k]], rng) for k in picks]
-        batch = torch.stack([pair[0] for pair in pairs]).to(memory_format=torch.channels_last)
+        pixels, subject, kinds, seen = samples.draw(np.random.default_rng([setup.seed, step]), setup.batch)
         with torch.autocast("cpu", torch.bfloat16):
-            scores = model.scores_at_quarter(batch)  # as the labels: drawn at a quarter of the size, for speed
-        target = torch.stack([pair[1] for pair in pairs])
-        return functional.nll_loss(scores.float().log_softmax(1), target, class_weight, ignore_index=IGNORE)
+            scores, guess = model(pixels.to(memory_format=torch.channels_last))
+        return segmentation_loss(scores.float(), subject, kinds) + functional.mse_loss(guess.float(), seen)
 
-    schedule = Schedule(setup.steps, setup.rate, warm_up=200, weight_decay=0.02)
+    schedule = Schedule(setup.steps, setup.rate, warm_up=200, weight_decay=0.03)
     log = fit("fcn", model, loss, schedule, work, seed=setup.seed)
-    model.save_pretrained(output)
+    model.fcn.save_pretrained(output)
     quality = measure(Segmenter.load(output), photographs)
     record = {"setup": asdict(setup), "photographs": len(chosen), "held_out": quality, "log": log}
     (output / "training.json").write_text(json.dumps(record) + "\n")
     return quality
+
+
+class Pupil(nn.Module):
+    """The FCN with the linear map that compares its features at stride 16 with the teacher's.
+
+    Args:
+        fcn: that is trained.
+        channels: of the teacher's features.
+    """
+
+    def __init__(self, fcn: Fcn, channels: int) -> None:
+        super().__init__()
+        self.fcn = fcn
+        self.guess = nn.Conv2d(fcn.config.channels[3], channels, 1)
+
+    def forward(self, pictures: Tensor) -> tuple[Tensor, Tensor]:
+        """Return class scores at stride 4 and the guess of the teacher's features at stride 16."""
+        maps = self.fcn.features(pictures)
+        return self.fcn.combine(maps), self.guess(maps[2])
 
 
 def measure(segmenter: Segmenter, photographs: list[Photograph]) -> dict[str, float]:
@@ -193,10 +266,7 @@ def measure(segmenter: Segmenter, photographs: list[Photograph]) -> dict[str, fl
             continue
         picture = photograph.load(480)
         mask = segmenter.segment(picture).mask
-        groups: dict[str, NDArray[np.bool_]] = {}
-        for polygon in photograph.polygons:
-            drawn = photograph.mask(polygon, mask.shape)
-            groups[polygon.category] = groups.get(polygon.category, np.zeros_like(drawn)) | drawn
+        groups = annotated_groups(photograph, (picture.shape[0], picture.shape[1]))
         scores = {name: (mask & g).sum() / max(1, (mask | g).sum()) for name, g in groups.items()}
         largest.append(scores[max(groups, key=lambda name: groups[name].sum())])
         best.append(max(scores.values()))
