@@ -11,10 +11,11 @@ packages=()
 # Without a file it is a folder that some out-of-tree module left behind, not GNU Radio.
 "$python" -c 'import gnuradio; open(gnuradio.__file__)' 2>/dev/null || packages+=(gnuradio)
 "$python" -c 'import ensurepip' 2>/dev/null || packages+=(python3-venv)
-# For the tests alone, which build a radio that hears itself; without root they are skipped.
+# For the tests alone, which build a radio that hears itself and open windows; without root they do with less.
 if [[ $(id -u) -eq 0 ]]; then
     command -v g++ >/dev/null || packages+=(g++)
     [[ -e /usr/include/SoapySDR/Device.hpp ]] || packages+=(libsoapysdr-dev)
+    command -v Xvfb >/dev/null || packages+=(xvfb)  # a screen for the flowgraphs with a window
 elif [[ ! -e /usr/include/SoapySDR/Device.hpp ]]; then
     say "without libsoapysdr-dev and g++ the tests of the radio front ends are skipped"
 fi
