@@ -50,15 +50,17 @@ def test_any_answers_have_a_consensus(answers: list[str]) -> None:
 @pytest.mark.parametrize("temperature", [0.5, 1.0])
 def test_chance_draws_words_as_often_as_they_are_likely(temperature: float) -> None:
     scores = torch.tensor([0.0, 1.0, -1.0, 0.5, -30.0])
-    chance = _Chance(64, temperature)
+    chance = _Chance([np.zeros((4, 4, 3), np.uint8)], 64, temperature)
     drawn = torch.cat([chance(torch.zeros(64, length), scores.expand(64, -1)).argmax(1) for length in range(1, 101)])
     frequency = torch.bincount(drawn, minlength=5) / len(drawn)
     # 6400 draws: three standard deviations are at most 0.019.
     torch.testing.assert_close(frequency, (scores / temperature).softmax(0), atol=0.02, rtol=0.0)
 
 
-def test_chance_is_the_same_for_every_picture() -> None:
+def test_chance_depends_on_the_picture_alone() -> None:
     scores = torch.randn(5, 9, generator=torch.Generator().manual_seed(0))
-    noisy = _Chance(5, 0.7)(torch.zeros(15, 4), scores.repeat(3, 1))
-    assert torch.equal(noisy[:5], noisy[5:10])
+    black, white = np.zeros((4, 4, 3), np.uint8), np.full((4, 4, 3), 255, np.uint8)
+    noisy = _Chance([black, white, black], 5, 0.7)(torch.zeros(15, 4), scores.repeat(3, 1))
     assert torch.equal(noisy[:5], noisy[10:])
+    assert not torch.isclose(noisy[:5], noisy[5:10]).any()
+    assert torch.equal(noisy[5:10], _Chance([white], 5, 0.7)(torch.zeros(5, 4), scores))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zlib
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -105,7 +106,7 @@ class Captioner:
         how: dict[str, Any] = {"do_sample": False, "temperature": None, "top_p": None, "top_k": None}
         if self.samples > 1:
             inputs = {name: value.repeat_interleave(self.samples, 0) for name, value in inputs.items()}
-            how["logits_processor"] = [_Chance(self.samples, self.temperature)]
+            how["logits_processor"] = [_Chance(images, self.samples, self.temperature)]
         with torch.inference_mode():
             output = self.model.generate(**inputs, **how, max_new_tokens=max_tokens)
         special = set(self.processor.tokenizer.all_special_ids)
@@ -177,20 +178,27 @@ class Captioner:
 class _Chance:
     """Makes the likeliest word one drawn at random, by noise of the Gumbel distribution on the log-likelihoods.
 
-    The noise depends on the sample's number and the word's place alone: what is said of a picture does not depend on
-    the pictures beside it.
+    The noise depends on the picture, the sample's number and the word's place: the same picture gets the same
+    description whatever is described beside it.
+
+    Args:
+        images: the pictures, each of which has ``samples`` rows in turn.
+        samples: of each picture.
+        temperature: of the softmax that words are drawn from.
     """
 
-    def __init__(self, samples: int, temperature: float) -> None:
+    def __init__(self, images: list[NDArray[np.uint8]], samples: int, temperature: float) -> None:
+        self._seeds = [zlib.crc32(image.tobytes()) for image in images]
         self._samples, self._temperature = samples, temperature
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         import torch
 
-        generator = torch.Generator().manual_seed(input_ids.shape[1])
-        uniform = torch.rand((self._samples, scores.shape[1]), generator=generator).clamp_min(1e-20)
-        noise = -torch.log(-torch.log(uniform)).to(scores.device)
-        return scores / self._temperature + noise.repeat(len(scores) // self._samples, 1)
+        shape = (self._samples, scores.shape[1])
+        generators = [torch.Generator().manual_seed((seed << 16) + input_ids.shape[1]) for seed in self._seeds]
+        uniform = torch.cat([torch.rand(shape, generator=generator) for generator in generators])
+        noise = -torch.log(-torch.log(uniform.clamp_min(1e-20)))
+        return scores / self._temperature + noise.to(scores.device)
 
 
 def _until_special(ids: list[int], special: set[int]) -> list[int]:

@@ -53,7 +53,7 @@ class LlavaRecipe:
         wrong_words: share of the words before that are blotted out in that stage: what cannot be guessed from
             words must be seen.
         consensus_samples, consensus_temperature: how descriptions are found in the end, see ``Captioner``; chosen on
-            220 of the training photographs.
+            160 of the training photographs.
         language, tower, captions: the stages.
     """
 
@@ -64,8 +64,8 @@ class LlavaRecipe:
     caption_batch: int = 32
     trained_rate: float = 0.1
     wrong_words: float = 0.2
-    consensus_samples: int = 16
-    consensus_temperature: float = 0.4
+    consensus_samples: int = 32
+    consensus_temperature: float = 0.45
     language: Schedule = field(default_factory=lambda: Schedule(steps=2500, learning_rate=3e-3, save_every=250))
     tower: Schedule = field(default_factory=lambda: Schedule(steps=8000, learning_rate=6e-4))
     captions: Schedule = field(default_factory=lambda: Schedule(steps=1600, learning_rate=3e-3, save_every=100))
