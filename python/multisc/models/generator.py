@@ -33,6 +33,11 @@ MAX_STEPS = 1000
 # fix the picture; with all of it, the generated part goes on adapting to the slice until the end.
 FRESH_NOISE = 1.0
 
+# How strongly captions and slice steer the denoising. Around a slice: chosen from 2, 4 and 6 on held-out training
+# photographs, for the highest cosine with the source.
+GUIDANCE = 2.0
+GUIDANCE_AROUND_SLICE = 6.0
+
 # How far towards pure noise the denoising starts when there is a slice. Around the slice it starts from the slice's
 # border, drawn outward: what is left of it in the noise gives the surroundings their colours.
 START = 0.55
@@ -116,7 +121,7 @@ class Generator:
         ip_scale: float = 1.0,
         seed: int = 0,
         steps: int = 25,
-        guidance: float = 2.0,
+        guidance: float | None = None,
         paste_subject: bool = True,
     ) -> NDArray[np.uint8]:
         """Generate a picture. On the CPU the same arguments give the same picture, bit for bit.
@@ -132,7 +137,7 @@ class Generator:
             ip_scale: lambda of eq. 10, 0 or more; 0 leaves the image prompt out.
             seed: of the noise.
             steps: denoising steps, 1 to 1000.
-            guidance: classifier-free guidance; 1 is none.
+            guidance: classifier-free guidance; 1 is none, None for what suits a picture with or without a slice.
             paste_subject: whether the received pixels replace the generated ones inside the box, with a soft seam.
 
         Returns:
@@ -145,10 +150,13 @@ class Generator:
         height, width = self.working_size(size)
         condition = self._condition(captions, subject, ip_scale)
         if subject is None or box is None:
-            picture = self._denoise(condition, None, (height, width), seed, steps, guidance)
+            picture = self._denoise(
+                condition, None, (height, width), seed, steps, GUIDANCE if guidance is None else guidance
+            )
             return _enlarge(picture, size)
         small_box = _scale(box, size, (width, height))
         known = self._known(subject, small_box, (width, height))
+        guidance = GUIDANCE_AROUND_SLICE if guidance is None else guidance
         picture = _enlarge(self._denoise(condition, known, (height, width), seed, steps, guidance), size)
         return _paste(picture, subject, box) if paste_subject else picture
 
@@ -170,7 +178,7 @@ class Generator:
         size: tuple[int, int],
         seed: int = 0,
         steps: int = 25,
-        guidance: float = 2.0,
+        guidance: float = GUIDANCE,
         sketch: NDArray[np.uint8] | None = None,
     ) -> NDArray[np.uint8]:
         """Generate a picture from an image prompt that is there already, without text.
