@@ -101,6 +101,16 @@ def test_the_received_pixels_are_in_their_place(generator, subject):
     assert not np.array_equal(picture, without)
 
 
+def test_guidance_is_stronger_around_a_slice(generator, subject):
+    around, alone = module.GUIDANCE_AROUND_SLICE, module.GUIDANCE
+    arguments = {"captions": BLOCKS, "size": SIZE, "steps": 3}
+    with_slice = arguments | {"subject": subject, "box": BOX}
+    without = arguments | {"subject": None, "box": None}
+    assert np.array_equal(generator.generate(**with_slice), generator.generate(**with_slice, guidance=around))
+    assert not np.array_equal(generator.generate(**with_slice), generator.generate(**with_slice, guidance=alone))
+    assert np.array_equal(generator.generate(**without), generator.generate(**without, guidance=alone))
+
+
 def test_a_slice_that_fills_the_picture_is_the_picture(generator):
     whole = np.random.default_rng(1).integers(0, 256, (128, 192, 3), np.uint8)
     assert np.array_equal(generator.generate([], whole, (0, 0, 192, 128), SIZE, steps=1), whole)
