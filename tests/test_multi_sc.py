@@ -187,7 +187,8 @@ def test_nothing_arrives(system: MultiSc, photograph) -> None:
 
 def test_best_of_several_candidates_fits_the_captions_best(system: MultiSc, photograph) -> None:
     """Generation and selection: the picture that is shown is the one of the N that the captions fit best."""
-    received = arrive(system.encode(photograph, {}))
+    wide = np.pad(photograph, ((0, 0), (225, 225), (0, 0)), mode="edge")  # the slice leaves room for generated parts
+    received = arrive(system.encode(wide, {}))
     single = [system.decode(received, {"steps": 2, "seed": seed}).image for seed in (3, 4, 5)]
     shown = system.decode(received, {"steps": 2, "seed": 3, "candidates": 3})
     fit = [system._captioner.log_likelihood(split(picture, 4), shown.text["corrected"]).sum() for picture in single]
