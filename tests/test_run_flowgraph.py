@@ -163,7 +163,7 @@ def test_pictures_of_other_kinds_work(photo: Path, tmp_path: Path) -> None:
         (["--system", "bpg-ldpc", "--snr", "bgp=10,3"], ["bgp", "bpg"]),
         (["--system", "bpg-ldpc", "--mcs", "7/3:qpsk"], ["7/3:qpsk"]),
         (["--system", "bpg-ldpc", "--cbr", "0"], ["cbr"]),
-        (["--system", "multi-sc", "--cbr", "1/6"], ["cbr"]),
+        (["--system", "multi-sc", "--cbr", "1/99999"], ["cbr", "captions"]),
         (["--image", "/nowhere/to/be/found.png"], ["found.png"]),
         (["--models", "/nowhere/models"], ["/nowhere/models"]),
         (["--inference", "udp://x"], ["udp://x"]),
