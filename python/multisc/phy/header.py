@@ -327,8 +327,8 @@ class HeaderCodec:
         size = len(description) + 3
         if self.symbols(size) > MAX_HEADER_SYMBOLS:
             raise BadInputError(
-                f"the header of {size} bytes takes {self.symbols(size)} OFDM symbols of {self._carriers} data carriers, at "
-                f"most {MAX_HEADER_SYMBOLS}: use shorter names or more occupied carriers"
+                f"the header takes {self.symbols(size)} OFDM symbols of {self._carriers} data carriers, "
+                f"at most {MAX_HEADER_SYMBOLS}: use shorter names or more occupied carriers"
             )
         control = VERSION << 28 | size << 18 | header.payload_symbols << 8
         head = control.to_bytes(4, "big")
