@@ -10,6 +10,7 @@ from multisc.errors import BadInputError
 from multisc.phy.config import ORTHOGONAL_MODES, PhyConfig
 from multisc.phy.header import (
     CODES,
+    VERSION,
     BurstHeader,
     HeaderCodec,
     HeaderError,
@@ -78,11 +79,12 @@ def test_coded_round_trip(header: BurstHeader) -> None:
     codec = HeaderCodec(PhyConfig())
     symbols = codec.encode(header)
     noise = np.full(symbols.shape, 0.1, np.float32)
-    control, head = codec.decode_control(symbols[0], noise[0])
+    first = codec.control_symbols
+    control, head = codec.decode_control(symbols[:first], noise[:first])
     assert codec.symbols(control.description_bytes) == len(symbols)
-    decoded, sent = codec.decode_description(control, head, symbols[1:], noise[1:])
+    decoded, sent = codec.decode_description(control, head, symbols[first:], noise[first:])
     assert decoded == header
-    np.testing.assert_array_equal(sent, symbols)
+    np.testing.assert_array_equal(np.concatenate([codec.control_sent(head), sent]), symbols)
 
 
 @pytest.mark.parametrize(
@@ -108,9 +110,27 @@ def test_control_and_description_of_different_headers_do_not_mix() -> None:
     codec = HeaderCodec(PhyConfig())
     one, two = codec.encode(example(100)), codec.encode(example(101))
     noise = np.full(one.shape, 0.1, np.float32)
-    control, head = codec.decode_control(one[0], noise[0])
+    first = codec.control_symbols
+    control, head = codec.decode_control(one[:first], noise[:first])
     with pytest.raises(HeaderError, match="CRC"):
-        codec.decode_description(control, head, two[1:], noise[1:])
+        codec.decode_description(control, head, two[first:], noise[first:])
+
+
+def test_few_carriers_bound_the_header() -> None:
+    """22 data carriers could not hold every description in the symbols a burst may have: refused at both ends."""
+    narrow = HeaderCodec(PhyConfig(fft_size=128, cyclic_prefix=16, occupied=24))
+    entries = [StreamEntry(i, StreamDescriptor(f"a-long-name-{i}", "qpsk", "none", 1, 1)) for i in range(16)]
+    long = BurstHeader(1, 0, 1, 16, "fdm", "", b"", tuple(entries), 1)
+    with pytest.raises(BadInputError, match="at most 512"):
+        narrow.encode(long)
+    assert narrow.symbols(len(pack_description(example())) + 3) == len(narrow.encode(example()))
+    for size, refused in ((200, False), (1023, True)):
+        sent = narrow.control_sent((VERSION << 28 | size << 18 | 1 << 8).to_bytes(4, "big"))
+        if refused:
+            with pytest.raises(HeaderError, match="OFDM symbols"):
+                narrow.decode_control(sent, np.full(sent.shape, 0.1, np.float32))
+        else:
+            assert narrow.decode_control(sent, np.full(sent.shape, 0.1, np.float32))[0].description_bytes == size
 
 
 def mutate(rng: np.random.Generator, data: bytes) -> bytes:

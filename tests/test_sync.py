@@ -45,7 +45,7 @@ def test_ten_million_samples_of_noise_give_no_header() -> None:
     for _ in range(10):
         assert receiver.push(rng.standard_normal(2_000_000, dtype=np.float32).view(np.complex64)) == []
     assert receiver.flush() == []
-    # The threshold is one that noise exceeds about once in 1e14 windows.
+    # The threshold is one that noise exceeds about once in 1e9 windows.
     assert receiver.counters.detections == 0
 
 

@@ -35,8 +35,8 @@ def test_the_transmission_of_the_definitions_page():
     assert stream.symbols.size / (3 * 512 * 768) == pytest.approx(0.02787, abs=1e-5)
     assert config.data_carriers == 176
     bursts = BurstTransmitter(config).transmit(1, [stream])
-    assert [burst.size for burst in bursts] == [30_176, 30_176]
-    assert sum(burst_uses(config, burst) for burst in bursts) == 39_264
+    assert [burst.size for burst in bursts] == [31_952, 31_952]
+    assert sum(burst_uses(config, burst) for burst in bursts) == 41_568
     assert units.noise_variance(10.0) == pytest.approx(0.1)
     assert units.time_noise_variance(10.0, 0.25) == pytest.approx(0.00625)
     assert units.sample_snr_db(10.0, 192, 256) == pytest.approx(8.75, abs=1e-3)

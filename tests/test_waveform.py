@@ -93,20 +93,20 @@ def map_qpsk(bits: np.ndarray) -> np.ndarray:
 
 def header(description: bytes, payload_symbols: int) -> np.ndarray:
     size = len(description) + 3
-    control = (1 << 28 | size << 18 | payload_symbols << 8).to_bytes(4, "big")
+    control = (2 << 28 | size << 18 | payload_symbols << 8).to_bytes(4, "big")
     bits = to_bits(control)
     bits += crc(bits, 0x1021, 16)
-    coded = NrLdpcBlock(48, 2 * D).encode(np.array([bits], np.uint8)).ravel()
+    coded = NrLdpcBlock(48, ceil(960 / (2 * D)) * 2 * D).encode(np.array([bits], np.uint8)).ravel()
     check = crc(to_bits(control + description), 0x864CFB, 24)
     blocks = ceil(8 * size / 3840)
     content = to_bits(description) + check
     k = 8 * ceil(size / blocks)
     content += [0] * (k * blocks - len(content))
     words = np.array(content, np.uint8).reshape(blocks, k)
-    rest = NrLdpcBlock(k, 4 * k).encode(words).ravel()
+    rest = NrLdpcBlock(k, 10 * k).encode(words).ravel()
     symbols = ceil(rest.size / (2 * D))
     padded = np.concatenate([coded, rest, np.zeros(symbols * 2 * D - rest.size, np.uint8)])
-    return map_qpsk(padded).reshape(1 + symbols, D)
+    return map_qpsk(padded).reshape(ceil(960 / (2 * D)) + symbols, D)
 
 
 def payload(mode: str, streams: list[np.ndarray]) -> np.ndarray:

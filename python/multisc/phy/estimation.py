@@ -114,14 +114,15 @@ class BurstEstimator:
         noise = np.full(len(grid), self.noise, np.float32)
         return self._apply(grid, 0, self.channel[None], np.zeros(1), m[0] + m[1] * times, m[2] + m[3] * times, noise)
 
-    def learn(self, grid: NDArray[np.complex64], known: NDArray[np.complex64]) -> None:
-        """Sharpen channel and noise by the header, once it is known.
+    def learn(self, grid: NDArray[np.complex64], known: NDArray[np.complex64], first: int) -> None:
+        """Sharpen channel and noise by a part of the header, once it is known. Each part counts once.
 
         Args:
             grid: complex64 (symbols, occupied), received, as ``read_header`` got it.
             known: the same, sent; unit power on every subcarrier.
+            first: index of the first of these symbols in the burst.
         """
-        times = self.times(len(grid))[:, None]
+        times = self.times(first + len(grid))[first:, None]
         m = self.model
         phase = m[0] + m[1] * times + self._grid.carriers * (m[2] + m[3] * times)
         heard = grid * np.exp(-1j * phase).astype(np.complex64) * np.conj(known)
@@ -247,7 +248,7 @@ class IdealEstimator(BurstEstimator):
         noise = np.full(len(grid), self.noise, np.float32)
         return self._apply(grid, 0, self.channel[None], np.zeros(1), still, still, noise)
 
-    def learn(self, grid: NDArray[np.complex64], known: NDArray[np.complex64]) -> None:
+    def learn(self, grid: NDArray[np.complex64], known: NDArray[np.complex64], first: int) -> None:
         """There is nothing to learn."""
 
     def equalise(

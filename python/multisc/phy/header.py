@@ -18,10 +18,11 @@ from multisc.phy import modulation as mod
 from multisc.phy.config import MAX_PAYLOAD_SYMBOLS, ORTHOGONAL_MODES, PhyConfig
 from multisc.phy.crc import CRC16, CRC24A
 from multisc.phy.ldpc.block import NrLdpcBlock
+from multisc.phy.ofdm import MAX_HEADER_SYMBOLS
 from multisc.phy.transport import MAX_LENGTH, StreamDescriptor
 from multisc.streams import MAX_NAME, MAX_SIDE_INFO, MAX_STREAMS, MODULATIONS
 
-VERSION = 1
+VERSION = 2
 MAX_SYMBOLS_PER_STREAM = 1 << 24
 MAX_BURSTS = 65535
 MAX_CODE = 24  # characters of a code that has no number
@@ -36,7 +37,9 @@ _CODE_LETTERS = _NAME_LETTERS | frozenset(":/.")
 _CONTROL_BITS = 48  # version 4, bytes of the description 10, payload symbols 10, reserved 8 (zero), CRC-16
 _MAX_DESCRIPTION = 1023  # bytes, with its CRC
 _BLOCK_BITS = 3840  # longest information of base graph 2
-_EXPANSION = 4  # the description's code rate is 1/4
+# An analog stream is still of use at -5 dB, so the header must hold there, with a channel known from training only.
+_CONTROL_CODED = 960  # coded bits of the control part at least: rate 1/20
+_EXPANSION = 10  # the description's code rate is 1/10: base graph 2 down to 1/5, each bit sent twice
 _LDPC_ITERATIONS = 30
 
 
@@ -269,7 +272,7 @@ def _parse_entry(reader: _Reader, image_streams: int) -> StreamEntry:
 
 @dataclass(frozen=True)
 class Control:
-    """The header's first symbol: what is needed to read the rest.
+    """The header's first part: what is needed to read the rest.
 
     Args:
         description_bytes: bytes of the description with its CRC.
@@ -286,14 +289,19 @@ def _block(information: int, coded: int) -> NrLdpcBlock:
 
 
 class HeaderCodec:
-    """Coding of the header onto OFDM symbols: one for the control part, as many as it takes for the description.
+    """Coding of the header onto OFDM symbols: whole ones for the control part, then whole ones for the description.
 
-    Both parts are QPSK with the LDPC code of TS 38.212; the control part at the rate that fills one symbol, the
-    description at rate 1/4 in blocks of equal length of at most 3840 bits.
+    Both parts are QPSK with the LDPC code of TS 38.212; the control part at the rate that fills its symbols, 1/20 or
+    less, the description at rate 1/10 in blocks of equal length of at most 3840 bits.
+
+    Attributes:
+        control_symbols: OFDM symbols of the control part: 3 with the default numerology.
     """
 
     def __init__(self, config: PhyConfig) -> None:
         self._carriers = config.data_carriers
+        self.control_symbols = -(-_CONTROL_CODED // (2 * self._carriers))
+        self._control_coded = 2 * self._carriers * self.control_symbols
 
     def _layout(self, description_bytes: int) -> tuple[int, int]:
         """Blocks of the description and the bytes of each."""
@@ -301,9 +309,9 @@ class HeaderCodec:
         return blocks, -(-description_bytes // blocks)
 
     def symbols(self, description_bytes: int) -> int:
-        """OFDM symbols of a header with a description of so many bytes, the control symbol counted."""
+        """OFDM symbols of a header with a description of so many bytes, those of the control part counted."""
         blocks, each = self._layout(description_bytes)
-        return 1 + -(-blocks * each * 8 * _EXPANSION // (2 * self._carriers))
+        return self.control_symbols + -(-blocks * each * 8 * _EXPANSION // (2 * self._carriers))
 
     def encode(self, header: BurstHeader) -> NDArray[np.complex64]:
         """Encode a header.
@@ -312,33 +320,48 @@ class HeaderCodec:
             complex64 (header symbols, data_carriers), QPSK.
 
         Raises:
-            BadInputError: when a field is out of its range.
+            BadInputError: when a field is out of its range, or the header takes more than 512 OFDM symbols.
         """
         description = pack_description(header)
         _check_range(header.payload_symbols, 0, MAX_PAYLOAD_SYMBOLS, "payload symbols")
         size = len(description) + 3
+        if self.symbols(size) > MAX_HEADER_SYMBOLS:
+            raise BadInputError(
+                f"the header takes {self.symbols(size)} OFDM symbols of {self._carriers} data carriers, "
+                f"at most {MAX_HEADER_SYMBOLS}: use shorter names or more occupied carriers"
+            )
         control = VERSION << 28 | size << 18 | header.payload_symbols << 8
         head = control.to_bytes(4, "big")
         # The description's CRC covers the control part too: both belong to one header or to none.
         description += CRC24A.parity_of_bytes(head + description).to_bytes(3, "big")
-        return self._modulate(head, description)
+        return np.concatenate([self.control_sent(head), self._description_sent(description)])
 
-    def _modulate(self, head: bytes, description: bytes) -> NDArray[np.complex64]:
+    def control_sent(self, head: bytes) -> NDArray[np.complex64]:
+        """What the control part is sent as.
+
+        Args:
+            head: its four bytes before the CRC.
+
+        Returns:
+            complex64 (control_symbols, data_carriers), QPSK.
+        """
         bits = CRC16.attach(np.unpackbits(np.frombuffer(head, np.uint8)))
-        first = _block(_CONTROL_BITS, 2 * self._carriers).encode(bits[None])[0]
+        coded = _block(_CONTROL_BITS, self._control_coded).encode(bits[None])[0]
+        return mod.map_bits(coded, "qpsk").reshape(-1, self._carriers)
+
+    def _description_sent(self, description: bytes) -> NDArray[np.complex64]:
         blocks, each = self._layout(len(description))
         padded = np.frombuffer(description.ljust(blocks * each, b"\0"), np.uint8)
         words = np.unpackbits(padded).reshape(blocks, each * 8)
         rest = _block(each * 8, each * 8 * _EXPANSION).encode(words).ravel()
-        total = 2 * self._carriers * (self.symbols(len(description)) - 1)
-        coded = np.concatenate([first, rest, np.zeros(total - rest.size, np.uint8)])
+        coded = np.pad(rest, (0, -rest.size % (2 * self._carriers)))
         return mod.map_bits(coded, "qpsk").reshape(-1, self._carriers)
 
     def decode_control(self, symbols: NDArray[np.complex64], variance: NDArray[np.float32]) -> tuple[Control, bytes]:
-        """Decode the control symbol.
+        """Decode the control part.
 
         Args:
-            symbols: complex64 (data_carriers,), equalised.
+            symbols: complex64 (control_symbols, data_carriers), equalised.
             variance: float32 of that shape.
 
         Returns:
@@ -347,8 +370,8 @@ class HeaderCodec:
         Raises:
             HeaderError: when the CRC fails or a field is out of its range.
         """
-        llrs = mod.demap(symbols, variance, "qpsk")
-        bits = _block(_CONTROL_BITS, 2 * self._carriers).decode(llrs[None], iterations=_LDPC_ITERATIONS).bits[0]
+        llrs = mod.demap(symbols.ravel(), variance.ravel(), "qpsk")
+        bits = _block(_CONTROL_BITS, self._control_coded).decode(llrs[None], iterations=_LDPC_ITERATIONS).bits[0]
         if not CRC16.check(bits):
             raise HeaderError("the control part's CRC fails")
         head = np.packbits(bits[:32]).tobytes()
@@ -356,6 +379,8 @@ class HeaderCodec:
         version, size, payload = word >> 28, word >> 18 & 0x3FF, word >> 8 & 0x3FF
         if version != VERSION or word & 0xFF or size < 3 or payload > MAX_PAYLOAD_SYMBOLS:
             raise HeaderError(f"version {version}, {size} bytes, {payload} payload symbols")
+        if self.symbols(size) > MAX_HEADER_SYMBOLS:
+            raise HeaderError(f"a header of {self.symbols(size)} OFDM symbols")
         return Control(size, payload), head
 
     def decode_description(
@@ -365,11 +390,11 @@ class HeaderCodec:
 
         Args:
             control: from ``decode_control``, with its bytes ``head``.
-            symbols: complex64 (header symbols - 1, data_carriers), equalised.
+            symbols: complex64 (header symbols - control_symbols, data_carriers), equalised.
             variance: float32 of that shape.
 
         Returns:
-            The header, and the symbols it was sent as: complex64 (header symbols, data_carriers).
+            The header, and the symbols the description was sent as, complex64 like ``symbols``.
 
         Raises:
             HeaderError: when the CRC fails or a field is out of its range.
@@ -383,4 +408,4 @@ class HeaderCodec:
         data = np.packbits(words.ravel()).tobytes()[:size]
         if CRC24A.parity_of_bytes(head + data) != 0:
             raise HeaderError("the description's CRC fails")
-        return parse_description(data[:-3], control.payload_symbols), self._modulate(head, data)
+        return parse_description(data[:-3], control.payload_symbols), self._description_sent(data)

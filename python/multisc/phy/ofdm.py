@@ -13,13 +13,14 @@ import scipy.fft
 from numba import njit
 from numpy.typing import NDArray
 
-from multisc.phy.config import PILOT_SHIFT, PILOT_SPACING, PhyConfig
+from multisc.phy.config import MAX_PAYLOAD_SYMBOLS, PILOT_SHIFT, PILOT_SPACING, PhyConfig
 from multisc.phy.sequences import qpsk, rotations
 
 PILOT_SEED = 0x50494C
 SCRAMBLE_SEED = 0x534352
 PILOT_PERIOD = PILOT_SPACING // PILOT_SHIFT
-MAX_SYMBOLS = 1024  # header and payload of any burst
+MAX_HEADER_SYMBOLS = 512  # few carriers cannot hold the longest description in as many; the codec refuses more
+MAX_SYMBOLS = MAX_HEADER_SYMBOLS + MAX_PAYLOAD_SYMBOLS  # of any burst
 
 
 class Grid:

@@ -227,10 +227,11 @@ class BurstReceiver:
         end = self._buffer.end
         step = self.config.symbol_samples
         if self._opened is None:
-            if detection.start + self._fine.after + step > end:
+            control = self._codec.control_symbols * step
+            if detection.start + self._fine.after + control > end:
                 if not final:
                     return False, None
-                if detection.start + self._preamble.length + step > end:
+                if detection.start + self._preamble.length + control > end:
                     self.counters.truncated += 1
                     return True, None
             self._opened = self._open(detection)
@@ -262,7 +263,7 @@ class BurstReceiver:
         return to_grid(samples, 0, count, step, opened.timing.seen_from(begin), self.config)
 
     def _open(self, detection: Detection) -> _Opened:
-        """Synchronise, estimate the channel, read the control symbol."""
+        """Synchronise, estimate the channel, read the control part."""
         n = self.config.fft_size
         if self._ideal is not None:
             timing = Timing(detection.start, self._ideal.cfo)
@@ -276,20 +277,21 @@ class BurstReceiver:
             received = to_grid(training, 0, LONG_SYMBOLS, n, timing.seen_from(begin), self.config)
             estimator = BurstEstimator(self.config, received, self._preamble.long)
         opened = _Opened(timing, estimator, timing.start + self._preamble.length + self.config.cyclic_prefix)
-        grid = self._demodulate(opened, 0, 1)
+        grid = self._demodulate(opened, 0, self._codec.control_symbols)
         opened.grids.append(grid)
-        symbols, variance = estimator.read_header(grid)
-        opened.control, opened.head = self._codec.decode_control(symbols[0], variance[0])
+        opened.control, opened.head = self._codec.decode_control(*estimator.read_header(grid))
         return opened
 
     def _read_header(self, opened: _Opened, symbols: int) -> None:
-        """Read the description; then learn the channel from the whole header, which is now known."""
+        """Read the description; what is known by then of the header sharpens the channel, first its control part."""
         assert opened.control is not None
-        opened.grids.append(self._demodulate(opened, 1, symbols - 1))
+        first = self._codec.control_symbols
+        opened.estimator.learn(opened.grids[0], self._grid.fill(self._codec.control_sent(opened.head)), 0)
+        opened.grids.append(self._demodulate(opened, first, symbols - first))
         grid = np.concatenate(opened.grids)
         data, variance = opened.estimator.read_header(grid)
-        header, sent = self._codec.decode_description(opened.control, opened.head, data[1:], variance[1:])
-        opened.estimator.learn(grid, self._grid.fill(sent))
+        header, sent = self._codec.decode_description(opened.control, opened.head, data[first:], variance[first:])
+        opened.estimator.learn(opened.grids[1], self._grid.fill(sent, first), first)
         opened.header, opened.header_symbols = header, symbols
         opened.grids = [grid]
 

@@ -21,9 +21,9 @@ from multisc.phy.ofdm import grid_of
 from multisc.phy.preamble import SHORT_SIGNS, SHORT_SPACING, preamble_of
 
 DETECTION_BLOCK = 8192  # samples the detector works on at once; a constant, so that results do not depend on pushes
-# In noise alone, |P|/E exceeds the threshold with probability exp(-512 * 0.25**2) = 1e-14 per independent window;
-# at 0 dB it averages 0.67 with a deviation of 0.04.
-THRESHOLD = 0.25
+# In noise alone, |P|/E exceeds the threshold with probability exp(-512 * 0.2**2) = 1e-9 per independent window, which
+# the header's CRCs sort out; at 0 dB it averages 0.67 with a deviation of 0.04, at -6 dB 0.27.
+THRESHOLD = 0.2
 _ENERGY_FLOOR = 1e-9  # of the strongest energy nearby: less is rounding
 _SEARCH = 96  # samples to either side of a detection in which the first path is looked for
 _PATH_THRESHOLD = 0.1  # a first guess: the first path is at most 10 dB below the strongest
