@@ -49,8 +49,8 @@ def test_the_transform_is_orthonormal_and_sorted(transform):
 def test_the_untrained_network_is_the_optimal_linear_code(network, transform, channels, snr_db):
     """On Gaussian coefficients of the training photographs' variance: sum of v n / (n + p), plus what is not sent.
 
-    p has a mean of 1 but for its floor of 0.01. A real dimension of a symbol has power 1/2 and noise N0/2, so that the
-    noise on features of mean power P is n = N0 P.
+    p has a mean of 1 but for its floor of 0.01. A real dimension of a symbol has power 1/2 and noise N0/2, so that
+    the noise on features of mean power P is n = N0 P.
     """
     _, _, deviation = transform
     side = 40

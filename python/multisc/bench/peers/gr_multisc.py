@@ -35,7 +35,8 @@ def received(path: str, samples: int, expected: int) -> float:
     source, head = blocks.file_source(gr.sizeof_gr_complex, path, True), blocks.head(gr.sizeof_gr_complex, samples)
     for block in (source, head):
         block.set_min_output_buffer(BUFFER)
-    receiver, decoder, sink = burst_receiver(PhyConfig(), faults=faults), demodulator(faults=faults), right_streams(faults)
+    receiver, decoder = burst_receiver(PhyConfig(), faults=faults), demodulator(faults=faults)
+    sink = right_streams(faults)
     graph.connect(source, head, receiver)
     graph.msg_connect(receiver, "symbols", decoder, "symbols")
     graph.msg_connect(decoder, "bits", sink, "bits")
