@@ -87,9 +87,7 @@ def test_text_through_the_models_own_table(name: str, request: pytest.FixtureReq
     assert model.decode([len(model.table) - 1, *ids]) == text
 
 
-@pytest.mark.parametrize(
-    "picture", [np.zeros((4, 4), np.uint8), np.zeros((0, 4, 3), np.uint8), np.ones((4, 4, 3))]
-)
+@pytest.mark.parametrize("picture", [np.zeros((4, 4), np.uint8), np.zeros((0, 4, 3), np.uint8), np.ones((4, 4, 3))])
 def test_what_is_no_picture(blip: BlipCaptioner, blip2: Blip2, picture: NDArray) -> None:
     for call in (blip.caption, blip2.caption, blip2.feature):
         with pytest.raises(BadInputError, match=r"must be \(H, W, 3\) uint8"):

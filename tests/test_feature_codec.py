@@ -55,9 +55,7 @@ def test_axes_are_sorted_and_white(statistics: FeatureStatistics, features: NDAr
     np.testing.assert_allclose(statistics.restore(white), features[:400], atol=1e-4)
 
 
-def test_all_that_is_sent_arrives_without_noise(
-    statistics: FeatureStatistics, features: NDArray[np.float32]
-) -> None:
+def test_all_that_is_sent_arrives_without_noise(statistics: FeatureStatistics, features: NDArray[np.float32]) -> None:
     assert explained(statistics, features, 80.0) > 0.9999
 
 

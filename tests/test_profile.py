@@ -223,9 +223,7 @@ def test_broken_index_of_shards(tmp_path: Path) -> None:
 
 def test_weights_that_do_not_fit_the_memory_are_not_loaded(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("multisc.models.checkpoint.free_memory", lambda: 1000)
-    with pytest.raises(
-        ModelError, match=r"take 0.0 GB, cpu has 0.0 GB free; end other programs"
-    ) as error:
+    with pytest.raises(ModelError, match=r"take 0.0 GB, cpu has 0.0 GB free; end other programs") as error:
         Corrector.load(copy)
     one_line(error)
 

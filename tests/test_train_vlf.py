@@ -75,8 +75,6 @@ def test_tower_of_clip_goes_on_as_that_of_blip() -> None:
         (["vlf", "--models", "foundation", "--out", "x"], "takes the place of --out"),
     ],
 )
-def test_command_line(
-    arguments: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_command_line(arguments: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["train", *arguments, "--data", str(tmp_path)]) == 2
     assert message in capsys.readouterr().err

@@ -296,9 +296,7 @@ def vlf_msc(models: str) -> VlfMsc:
             f"models {models}: no vlf-projection, which must be trained for these models: "
             f"multisc train vlf --models {models} --data DIR"
         )
-    return VlfMsc(
-        profile.load(Blip2, "blip2"), profile.load(FeatureGenerator, "stable-diffusion", "vlf-projection")
-    )
+    return VlfMsc(profile.load(Blip2, "blip2"), profile.load(FeatureGenerator, "stable-diffusion", "vlf-projection"))
 
 
 def text_only(models: str) -> CaptionOnly:
