@@ -289,7 +289,7 @@ def test_neither_needs_gnu_radio_nor_torch(tmp_path):
 
 
 def test_estimated_snr_is_that_of_the_noise(tmp_path):
-    """Six levels; the estimate over a whole image lies within 0.5 dB (issue 3)."""
+    """Six levels; the estimate over a whole image lies within 0.5 dB."""
     errors = []
     for esn0_db in (0.0, 5.0, 10.0, 15.0, 20.0, 25.0):
         reception = Reception(PhyConfig())
