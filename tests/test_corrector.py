@@ -10,7 +10,9 @@ import sacrebleu
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from miniatures import write_bart
+from numpy.typing import NDArray
 
+from multisc.codecs.text import MAX_TOKENS, Reading
 from multisc.models.captioner import Captioner
 from multisc.models.corrector import BATCH, Corrector
 from multisc.models.profile import load_profile
@@ -41,8 +43,20 @@ def embedded() -> Corrector:
 
 
 @pytest.fixture(scope="module")
-def channel() -> NoisyCaptions:
-    return NoisyCaptions(Captioner.load(load_profile("embedded").llava))
+def captioner() -> Captioner:
+    return Captioner.load(load_profile("embedded").llava)
+
+
+@pytest.fixture(scope="module")
+def channel(captioner: Captioner) -> NoisyCaptions:
+    return NoisyCaptions(captioner)
+
+
+@pytest.fixture(scope="module")
+def tokens(embedded: Corrector, captioner: Captioner) -> NDArray[np.int64]:
+    tokens = embedded.tokens_of(captioner.processor.tokenizer, len(captioner.table))
+    assert tokens is not None
+    return tokens
 
 
 def test_answers_keep_the_order_over_several_batches(miniature: Corrector) -> None:
@@ -80,6 +94,66 @@ def test_embedded_leaves_clean_captions_alone(embedded: Corrector, channel: Nois
     received = [channel.receive(text, 20.0, np.random.default_rng(0)) for text in CAPTIONS]
     assert received == CAPTIONS
     assert embedded.correct(CAPTIONS) == CAPTIONS
+
+
+def corpus_bleu(answers: list[str], sent: list[str]) -> float:
+    return sacrebleu.corpus_bleu(answers, [sent]).score / 100.0
+
+
+def test_the_channel_s_view_of_each_token_repairs_more_than_the_text_alone(
+    embedded: Corrector, channel: NoisyCaptions, tokens: NDArray[np.int64]
+) -> None:
+    sent = CAPTIONS * 5
+    readings = channel.read_all(sent, -1.5, np.random.default_rng(2))
+    received = [reading.text for reading in readings]
+    text_alone, both = embedded.correct(received), embedded.correct_readings(readings, tokens)
+    before, between, after = (corpus_bleu(texts, sent) for texts in (received, text_alone, both))
+    assert before < 0.7
+    assert before + 0.05 < between < after - 0.02
+    assert both == embedded.correct_readings(readings, tokens)
+
+
+def test_corrections_keep_the_number_of_tokens_that_arrived(
+    embedded: Corrector, channel: NoisyCaptions, captioner: Captioner, tokens: NDArray[np.int64]
+) -> None:
+    readings = channel.read_all(CAPTIONS, -2.0, np.random.default_rng(3))
+    answers = embedded.correct_readings(readings, tokens)
+    assert answers != [reading.text for reading in readings]
+    # A sentence may be divided into fewer tokens than it was made of, never into more.
+    assert all(len(captioner.encode(a)) <= len(r.ids) for a, r in zip(answers, readings, strict=True))
+
+
+def test_what_the_channel_is_certain_of_stays_however_unlikely(
+    embedded: Corrector, channel: NoisyCaptions, tokens: NDArray[np.int64]
+) -> None:
+    odd = ["dog dog the the purple", "a man in a red shirt is standing on the street street"]
+    readings = channel.read_all(odd, 12.0, np.random.default_rng(0))
+    assert all(reading.certain for reading in readings)
+    assert embedded.correct_readings(readings, tokens) == odd
+    assert embedded.correct_readings(readings, None) == odd
+
+
+def test_without_a_common_vocabulary_the_text_alone_is_corrected(
+    embedded: Corrector, miniature: Corrector, channel: NoisyCaptions, captioner: Captioner
+) -> None:
+    assert miniature.tokens_of(captioner.processor.tokenizer, len(captioner.table)) is None
+    readings = channel.read_all(CAPTIONS, -1.0, np.random.default_rng(5))
+    uncertain = [reading for reading in readings if not reading.certain]
+    assert uncertain
+    answers = embedded.correct_readings(uncertain, None)
+    assert answers == embedded.correct([reading.text for reading in uncertain])
+
+
+def test_lost_and_overlong_captions_stay_as_they_are(
+    embedded: Corrector, channel: NoisyCaptions, tokens: NDArray[np.int64]
+) -> None:
+    longest = embedded.model.config.max_position_embeddings - 2
+    reading = channel.read_all(["a dog"], -1.0, np.random.default_rng(0))[0]
+    for places in (longest + 1, MAX_TOKENS):
+        rows = np.arange(places) % len(reading.ids)
+        long = Reading("a dog " * places, reading.ids[rows], reading.log_likelihoods[rows])
+        assert not long.certain
+        assert embedded.correct_readings([long, Reading.lost()], tokens) == [long.text, ""]
 
 
 def test_embedded_checkpoint_is_small() -> None:

@@ -109,6 +109,40 @@ def test_shrunk_coefficients_do_not_favour_short_rows() -> None:
     assert np.mean(np.asarray(received) == ids) > max(0.9, plain)
 
 
+def test_alternatives_are_as_likely_as_bayes_says() -> None:
+    """Over QPSK at a known SNR, of the ids given a posterior p, the share p was sent (equal priors)."""
+    rng = np.random.default_rng(4)
+    codec = EmbeddingCodec(table(200), 10, 1)
+    ids = rng.integers(200, size=(40, 100))
+    first, sent, total = 0.0, 0, 0
+    for row in ids:
+        bits = codec.quantiser.quantise(codec.coefficients(row.tolist()))
+        received = (1.0 - 2.0 * bits) / np.sqrt(2) + rng.standard_normal(bits.size) * np.sqrt(0.5)
+        found, log_likelihoods = codec.likeliest(codec.quantiser.expect(received * 2 * np.sqrt(2)), 200)
+        assert found.shape == log_likelihoods.shape == (100, 200)
+        assert (np.diff(log_likelihoods, axis=1) <= 0).all()
+        assert (log_likelihoods[:, 0] == 0).all()
+        posterior = np.exp(log_likelihoods) / np.exp(log_likelihoods).sum(axis=1, keepdims=True)
+        first, sent, total = first + posterior[:, 0].sum(), sent + int((found[:, 0] == row).sum()), total + len(row)
+    # 4000 draws: three standard deviations of a share are at most 0.024.
+    assert 0.2 < sent / total < 0.9
+    assert abs(first - sent) / total < 0.024
+
+
+@pytest.mark.parametrize(("dimensions", "bits"), [(28, 1), (8, 4)])
+def test_the_likeliest_are_those_of_a_full_sort(dimensions: int, bits: int) -> None:
+    codec = EmbeddingCodec(table(), dimensions, bits)
+    noisy = 0.5 * codec.coefficients(list(range(100))) + 0.5 * np.random.default_rng(5).standard_normal(
+        100 * dimensions
+    ).astype(np.float32)
+    noisy = np.clip(noisy, codec.quantiser.levels[0] * 0.99, codec.quantiser.levels[-1] * 0.99)
+    few, few_likely = codec.likeliest(noisy, 7)
+    everything, likely = codec.likeliest(noisy, 10 * ROWS)
+    assert everything.shape == (100, ROWS)
+    np.testing.assert_array_equal(few, everything[:, :7])
+    np.testing.assert_array_equal(few_likely, likely[:, :7])
+
+
 def test_whitening_is_stable_against_rounding() -> None:
     rng = np.random.default_rng(3)
     ours = table(300, 32)

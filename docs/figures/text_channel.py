@@ -44,16 +44,16 @@ def measure(data: Path, count: int) -> list[dict]:
     captioner, corrector = Captioner.load(profile.llava), Corrector.load(profile.bart)
     held_out = load_caption_data(data).held_out_sentences[::2]
     sent = list(held_out[:: len(held_out) // count][:count])
-    tokens = sum(len(captioner.encode(text)) for text in sent)
-    known: dict[str, str] = {}
+    length = sum(len(captioner.encode(text)) for text in sent)
+    tokens = corrector.tokens_of(captioner.processor.tokenizer, len(captioner.table))
     rows = []
     for mode, modulation, code, dimensions in SCHEMES:
         channel = NoisyCaptions(captioner, mode, modulation, code, dimensions)
-        uses = sum(channel_uses(channel.stream(text)) for text in sent) / tokens
+        uses = sum(channel_uses(channel.stream(text)) for text in sent) / length
         for snr_db in SNR_DB:
-            received = channel.receive_all(sent, float(snr_db), np.random.default_rng(1))
-            missing = sorted(set(received) - set(known))
-            known |= dict(zip(missing, corrector.correct(missing), strict=True))
+            readings = channel.read_all(sent, float(snr_db), np.random.default_rng(1))
+            received = [reading.text for reading in readings]
+            corrected = corrector.correct_readings(readings, None if mode == "byte" else tokens)
             row = {
                 "mode": mode,
                 "modulation": modulation,
@@ -61,7 +61,7 @@ def measure(data: Path, count: int) -> list[dict]:
                 "uses_per_token": round(uses, 2),
                 "snr_db": float(snr_db),
                 "bleu_received": round(bleu(received, sent), 4),
-                "bleu_corrected": round(bleu([known[text] for text in received], sent), 4),
+                "bleu_corrected": round(bleu(corrected, sent), 4),
                 "captions_wrong": round(float(np.mean([a != b for a, b in zip(received, sent, strict=True)])), 4),
             }
             rows.append(row)
@@ -93,7 +93,7 @@ def main() -> None:
     """Measure, or plot again what was measured."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, default=Path("../shared/data"), help="default: %(default)s")
-    parser.add_argument("--captions", type=int, default=20, help="sentences a point; default: %(default)s")
+    parser.add_argument("--captions", type=int, default=100, help="sentences a point; default: %(default)s")
     parser.add_argument("--plot-only", action="store_true", help="use text_channel.json as it is")
     args = parser.parse_args()
     data = HERE / "text_channel.json"

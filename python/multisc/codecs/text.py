@@ -9,6 +9,7 @@ one. Token numbers and bytes are what one would send without the idea; they are 
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
@@ -24,6 +25,9 @@ MAX_BYTES = 1024
 _LIMITS = (1.596, 1.991, 2.345, 2.681, 2.995, 3.289, 3.566, 3.829)
 _CHUNK_ROWS = 16384
 _CERTAIN = 1.0 - 1e-7  # the closest to certain that a received bit may be, log-likelihood ratio 17
+_NOISE_FLOOR = 1e-3  # least noise of coefficients of several bits, over their energy
+_ALTERNATIVES = 64
+_SURE = 0.999
 
 
 def default_dimensions(tokens: int) -> int:
@@ -33,6 +37,31 @@ def default_dimensions(tokens: int) -> int:
     wrong, which a corrector can mend, and at 6 dB or more hardly any.
     """
     return 2 * math.ceil(1.3 * math.log2(tokens))
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What was received of a caption: its likeliest text and, place by place, what else it may be.
+
+    Args:
+        text: of the likeliest id in each place.
+        ids: int64 of shape (n, k), the k likeliest ids of each place, the likeliest first.
+        log_likelihoods: log p(received | id) - log p(received | first), float32 of shape (n, k).
+    """
+
+    text: str
+    ids: NDArray[np.int64]
+    log_likelihoods: NDArray[np.float32]
+
+    @classmethod
+    def lost(cls) -> Reading:
+        """Return the reading of a caption that was not delivered: no text, no doubt."""
+        return cls("", np.zeros((0, 1), np.int64), np.zeros((0, 1), np.float32))
+
+    @property
+    def certain(self) -> bool:
+        """Whether every id is the sent one with a probability above 0.999, all ids being equally frequent."""
+        return bool(np.log(np.exp(self.log_likelihoods).sum(axis=1)).sum() < -math.log(_SURE))
 
 
 class CodeBook:
@@ -81,18 +110,26 @@ class CodeBook:
         return self._coefficients[index].ravel()
 
     def ids(self, coefficients: NDArray[np.floating]) -> list[int]:
-        """Return the likeliest id of each group of received coefficients.
+        """Return the likeliest id of each group of received coefficients; see ``likeliest``."""
+        return self.likeliest(coefficients, 1)[0][:, 0].tolist()
 
-        One-bit coefficients tell how likely each bit is, and the likeliest row is exact. Of coefficients of several
-        bits the least-squares estimate is shrunk towards zero, the more the noisier: y = a q + noise. Nearest rows to
-        y itself would favour rows of small norm, so the nearest a q is sought, with a from the received energy
-        (for a least-squares estimate E[y q] = E[y y], hence a = E[y y] / E[q q]).
+    def likeliest(
+        self, coefficients: NDArray[np.floating], count: int
+    ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+        """Return the likeliest ids of each group of received coefficients, and how likely they are.
+
+        One-bit coefficients tell how likely each bit is, and the likelihood of a row is exact. Of coefficients of
+        several bits the least-squares estimate is shrunk towards zero, the more the noisier: y = a q + noise. The
+        nearest rows to y itself would favour rows of small norm, so the nearest a q is sought, with a from the energy
+        received (for a least-squares estimate E[y q] = E[y y], hence a = E[y y] / E[q q], noise a (1 - a) E[q q]).
 
         Args:
             coefficients: as received, shape (n * dimensions,), from ``quantiser.expect`` or ``dequantise``.
+            count: ids wanted of each group, at least 1; the whole book if it has fewer.
 
         Returns:
-            n ids.
+            ids, int64 of shape (n, count), the likeliest first, and log p(received | id) - log p(received | first),
+            float32 of the same shape, none above 0.
 
         Raises:
             BadInputError: when the coefficients are not whole rows, too many, or not finite.
@@ -105,25 +142,30 @@ class CodeBook:
             raise BadInputError(f"text of {len(received)} ids: at most {self._longest} can be received")
         if not np.isfinite(flat).all():
             raise BadInputError("a received coefficient is not finite")
-        if not len(received):
-            return []
+        offset = np.zeros(len(self.rows), np.float32)  # rows of one-bit coefficients have one norm
+        scale = 1.0
         if self.quantiser.bits == 1:
-            # The mean of a bit is a hyperbolic tangent of its log-likelihood ratio, and those may be added.
+            # The mean of a bit is a hyperbolic tangent of half its log-likelihood ratio, and those may be added.
             level = self.quantiser.levels[1]
             received = np.arctanh(np.clip(received / level, -_CERTAIN, _CERTAIN))
-            offset = np.zeros(len(self.rows), np.float32)  # rows of one-bit coefficients have one norm
-        else:
-            shrinkage = min(1.0, float(np.mean(received**2)) * self.dimensions / float(self._norms.mean()))
+            scale = 1.0 / level
+        elif len(received):
+            energy = float(self._norms.mean()) / self.dimensions
+            shrinkage = min(1.0, float(np.mean(received**2)) / energy)
             offset = 0.5 * shrinkage * self._norms
-        best = np.full(len(received), -np.inf, np.float32)
-        ids = np.zeros(len(received), np.int64)
+            scale = 1.0 / (max(1.0 - shrinkage, _NOISE_FLOOR) * energy)
+        count = min(count, len(self.rows))
+        ids = np.zeros((len(received), 0), np.int64)
+        score = np.zeros((len(received), 0), np.float32)
         for start in range(0, len(self.rows), _CHUNK_ROWS):
-            score = received @ self.rows[start : start + _CHUNK_ROWS].T - offset[start : start + _CHUNK_ROWS]
-            winner = score.argmax(axis=1)
-            value = score[np.arange(len(received)), winner]
-            better = value > best
-            best[better], ids[better] = value[better], winner[better] + start
-        return ids.tolist()
+            rows = self.rows[start : start + _CHUNK_ROWS]
+            score = np.hstack([score, received @ rows.T - offset[start : start + _CHUNK_ROWS]])
+            ids = np.hstack([ids, np.broadcast_to(np.arange(start, start + len(rows)), (len(received), len(rows)))])
+            best = np.argpartition(-score, min(count, score.shape[1]) - 1, axis=1)[:, :count]
+            ids, score = np.take_along_axis(ids, best, 1), np.take_along_axis(score, best, 1)
+        order = np.argsort(-score, axis=1, kind="stable")
+        ids, score = np.take_along_axis(ids, order, 1), np.take_along_axis(score, order, 1)
+        return ids, (scale * (score - score[:, :1])).astype(np.float32)
 
 
 class EmbeddingCodec(CodeBook):
@@ -230,17 +272,27 @@ class TextChannel:
         """
         return self.book.coefficients(list(self._words.decode(tokens).encode()) if self.mode == "byte" else tokens)
 
-    def text(self, coefficients: NDArray[np.floating]) -> str:
-        """Return the likeliest text of received coefficients, without surrounding spaces.
+    def read(self, coefficients: NDArray[np.floating]) -> Reading:
+        """Return what received coefficients say, with up to 64 alternatives in each place.
 
-        What is no printable character becomes U+FFFD.
+        The text has no surrounding spaces, and what is no printable character in it is U+FFFD.
 
         Raises:
             BadInputError: when the coefficients are not whole tokens, too many, or not finite.
         """
-        ids = self.book.ids(coefficients)
-        text = bytes(ids).decode(errors="replace") if self.mode == "byte" else self._words.decode(ids)
-        return "".join(c if c.isprintable() else "\ufffd" for c in text).strip()
+        ids, log_likelihoods = self.book.likeliest(coefficients, _ALTERNATIVES)
+        first = ids[:, 0].tolist()
+        text = bytes(first).decode(errors="replace") if self.mode == "byte" else self._words.decode(first)
+        return Reading(printable(text), ids, log_likelihoods)
+
+    def text(self, coefficients: NDArray[np.floating]) -> str:
+        """Return the likeliest text alone; see ``read``."""
+        return self.read(coefficients).text
+
+
+def printable(text: str) -> str:
+    """Return a text without surrounding spaces, what cannot be printed replaced by U+FFFD."""
+    return "".join(c if c.isprintable() else "\ufffd" for c in text).strip()
 
 
 def _project(table: NDArray[np.floating], dimensions: int, seed: int) -> NDArray[np.float32]:

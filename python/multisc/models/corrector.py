@@ -2,27 +2,37 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+from numpy.typing import NDArray
+
+from multisc.codecs.text import Reading, printable
 from multisc.errors import ModelError
 from multisc.models.checkpoint import explained, find, load_weights
 
 if TYPE_CHECKING:
-    from transformers import BartForConditionalGeneration, BartTokenizer
+    from torch import Tensor
+    from transformers import BartForConditionalGeneration, BartTokenizer, PreTrainedTokenizerBase
 
 BATCH = 32
+_IMPOSSIBLE = -1e9
 
 
 class Corrector:
     """A BART fine-tuned on captions that came through our text channel.
 
-    Its answer counts only when it is likelier than the received text itself by a margin, both in the model's own
-    view: a rare word that the model would not have chosen is no reason to change a sound sentence.
+    Of a text alone, its answer counts only when it is likelier than the text itself by a margin, both in the model's
+    own view: a rare word that the model would not have chosen is no reason to change a sound sentence. Of a reading,
+    which says how likely the channel finds each alternative, it looks for the answer that model and channel together
+    find likeliest, and leaves alone what the channel is certain of.
 
     Args:
         model: in evaluation mode. Its configuration may name the margin as ``correction_margin``, a log-likelihood
-            ratio in nats; 0 otherwise.
+            ratio in nats, 0 otherwise; and as ``channel_weight`` what the channel's log-likelihood counts for beside
+            the model's, 1 otherwise: less, as the model knows the likeliest text already.
         tokenizer: of the same checkpoint.
     """
 
@@ -30,6 +40,7 @@ class Corrector:
         self.model = model
         self.tokenizer = tokenizer
         self.margin = float(getattr(model.config, "correction_margin", 0.0))
+        self.channel_weight = float(getattr(model.config, "channel_weight", 1.0))
 
     @classmethod
     def load(cls, source: str | Path, device: str = "cpu") -> Corrector:
@@ -64,12 +75,55 @@ class Corrector:
             texts: any strings.
         """
         answers = list(texts)
-        # Neighbours in length share a batch, so that little is spent on padding.
-        order = sorted((i for i, text in enumerate(texts) if text.strip()), key=lambda i: len(texts[i]))
-        for start in range(0, len(order), BATCH):
-            chosen = order[start : start + BATCH]
-            for index, answer in zip(chosen, self._correct_batch([texts[i] for i in chosen]), strict=True):
+        todo = [index for index, text in enumerate(texts) if text.strip()]
+        for index, answer in self._in_batches(
+            todo, texts, lambda chosen: self._correct_texts([texts[i] for i in chosen])
+        ):
+            answers[index] = answer
+        return answers
+
+    def tokens_of(self, speaker: PreTrainedTokenizerBase, count: int) -> NDArray[np.int64] | None:
+        """Return what each token of another model's tokenizer is here, if both divide texts alike.
+
+        Args:
+            speaker: the tokenizer of the model whose tokens travel.
+            count: rows of that model's table, at least as many as its tokenizer has tokens.
+
+        Returns:
+            int64 array of shape (count,), -1 where there is no such token here; None when fewer than nine in ten of
+            them are known here.
+        """
+        own = self.tokenizer.get_vocab()
+        special = set(speaker.all_special_tokens) | set(self.tokenizer.all_special_tokens)
+        tokens = np.full(count, -1, np.int64)
+        for token, index in speaker.get_vocab().items():
+            if token not in special:
+                tokens[index] = own.get(token, -1)
+        return tokens if np.mean(tokens >= 0) > 0.9 else None
+
+    def correct_readings(self, readings: Sequence[Reading], tokens: NDArray[np.int64] | None) -> list[str]:
+        """Return each caption repaired; see the class. The same readings give the same answers.
+
+        Args:
+            readings: what was received. One longer than the model's positions stays as it is.
+            tokens: from ``tokens_of``, for readings whose ids are that tokenizer's. None when they are not, or when
+                there is no such table: then ``correct`` repairs the texts that are not certain.
+        """
+        texts = [reading.text for reading in readings]
+        answers = list(texts)
+        longest = self.model.config.max_position_embeddings - 2
+        todo = [i for i, reading in enumerate(readings) if not reading.certain and len(reading.ids) <= longest]
+        if tokens is None:
+            for index, answer in zip(todo, self.correct([texts[i] for i in todo]), strict=True):
                 answers[index] = answer
+            return answers
+        known = tokens
+
+        def fused(chosen: list[int]) -> list[str]:
+            return self._correct_fused([readings[i] for i in chosen], known)
+
+        for index, answer in self._in_batches(todo, texts, fused):
+            answers[index] = answer
         return answers
 
     def gains(self, texts: list[str], answers: list[str]) -> list[float]:
@@ -94,19 +148,78 @@ class Corrector:
                 scores.append((chosen * labels["attention_mask"]).sum(dim=1))
         return (scores[0] - scores[1]).tolist()
 
-    def _correct_batch(self, texts: list[str]) -> list[str]:
-        import torch
+    def _in_batches(
+        self, todo: list[int], texts: Sequence[str], correct: Callable[[list[int]], list[str]]
+    ) -> list[tuple[int, str]]:
+        """Correct the texts of some indices; neighbours in length share a batch, so that padding costs little."""
+        order = sorted(todo, key=lambda i: len(texts[i]))
+        batches = [order[start : start + BATCH] for start in range(0, len(order), BATCH)]
+        return [pair for chosen in batches for pair in zip(chosen, correct(chosen), strict=True)]
 
+    def _correct_texts(self, texts: list[str]) -> list[str]:
         inputs = self._tokens(texts)
         longest = self.model.config.max_position_embeddings
-        length = min(longest, inputs["input_ids"].shape[1] * 5 // 4 + 8)
-        with torch.inference_mode():
-            output = self.model.generate(**inputs, do_sample=False, max_length=length)
-        answers = [text.strip() for text in self.tokenizer.batch_decode(output, skip_special_tokens=True)]
+        answers = self._generate(inputs, min(longest, inputs["input_ids"].shape[1] * 5 // 4 + 8))
         gains = self.gains(texts, answers)
         return [a if gain >= self.margin else t for a, t, gain in zip(answers, texts, gains, strict=True)]
+
+    def _correct_fused(self, readings: list[Reading], tokens: NDArray[np.int64]) -> list[str]:
+        inputs = self._tokens([reading.text for reading in readings])
+        channel = _ChannelEvidence(readings, tokens, self.channel_weight, self.model)
+        return self._generate(inputs, max(len(reading.ids) for reading in readings) + 3, channel)
+
+    def _generate(self, inputs: Any, length: int, *evidence: _ChannelEvidence) -> list[str]:
+        import torch
+
+        with torch.inference_mode():
+            output = self.model.generate(
+                **inputs, do_sample=False, max_length=length, logits_processor=list(evidence)
+            )
+        return [printable(text) for text in self.tokenizer.batch_decode(output, skip_special_tokens=True)]
 
     def _tokens(self, texts: list[str]) -> Any:
         longest = self.model.config.max_position_embeddings
         inputs = self.tokenizer(texts, return_tensors="pt", padding=True, truncation=True, max_length=longest)
         return inputs.to(self.model.device)
+
+
+class _ChannelEvidence:
+    """Adds to the log-likelihood of each word what the channel says of it in its place.
+
+    The number of tokens is known from what was received. A token that is not among a place's alternatives counts as
+    the least likely of them.
+
+    Args:
+        readings: one for each text of the batch, none of them empty.
+        tokens: the model's token for each id of a reading, -1 where there is none.
+        weight: of the channel's log-likelihood.
+        model: that generates; from the second of its tokens on, which follows the start of a sentence, they are the
+            caption's.
+    """
+
+    def __init__(
+        self,
+        readings: Sequence[Reading],
+        tokens: NDArray[np.int64],
+        weight: float,
+        model: BartForConditionalGeneration,
+    ) -> None:
+        import torch
+
+        places = max(len(reading.ids) for reading in readings) + 1
+        evidence = np.full((len(readings), places, model.config.vocab_size), _IMPOSSIBLE, np.float32)
+        for row, reading in zip(evidence, readings, strict=True):
+            count = len(reading.ids)
+            evident = weight * reading.log_likelihoods
+            row[:count, tokens[tokens >= 0]] = evident[:, -1:]
+            place, rank = np.nonzero(tokens[reading.ids] >= 0)
+            row[place, tokens[reading.ids[place, rank]]] = evident[place, rank]
+            row[count:, model.config.eos_token_id] = 0.0
+        self._evidence = torch.from_numpy(evidence).to(model.device)
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        place = min(input_ids.shape[1] - 2, self._evidence.shape[1] - 1)
+        if place < 0:
+            return scores
+        beams = len(scores) // len(self._evidence)
+        return scores + self._evidence[:, place].repeat_interleave(beams, 0).to(scores.dtype)

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from multisc.codecs import pixels
-from multisc.codecs.text import TEXT_MODES, TextChannel
+from multisc.codecs.text import TEXT_MODES, Reading, TextChannel
 from multisc.errors import BadInputError
 from multisc.images import MAX_PIXELS
 from multisc.models.captioner import Captioner
@@ -188,6 +188,7 @@ class MultiSc:
         self._segmenter = profile.load(Segmenter, "fcn")
         self._captioner = profile.load(Captioner, "llava")
         self._corrector = profile.load(Corrector, "bart")
+        self._tokens = self._corrector.tokens_of(self._captioner.processor.tokenizer, len(self._captioner.table))
         self._generator = profile.load(Generator, "stable-diffusion", "ip-adapter")
 
     def encode(self, image: NDArray[np.uint8], options: Options) -> Encoded:
@@ -235,7 +236,8 @@ class MultiSc:
             return Reconstruction(None, outage_reason="no stream of the picture was delivered")
         bits = chosen.text_bits if side_info.text_mode == "embedding" else 1
         channel = TextChannel(self._captioner, side_info.text_mode, side_info.text_dimensions, bits)
-        noisy = [channel.text(streams[name].data) if name in streams else "" for name in names]
+        readings = [channel.read(streams[name].data) if name in streams else Reading.lost() for name in names]
+        noisy = [reading.text for reading in readings]
         piece = None
         preview: dict[str, Any] = {}
         if slices.STREAM in streams:
@@ -247,7 +249,8 @@ class MultiSc:
         if chosen.draft:
             preview |= {"box": list(side_info.box), "size": [side_info.width, side_info.height]}
             return Reconstruction(None, {"received": noisy}, "a draft has no picture", preview)
-        corrected = self._corrector.correct(noisy)
+        tokens = None if side_info.text_mode == "byte" else self._tokens
+        corrected = self._corrector.correct_readings(readings, tokens)
 
         def generate(seed: int) -> NDArray[np.uint8]:
             return self._generator.generate(

@@ -54,6 +54,7 @@ class BartRecipe:
         clean_share: of the training captions that come through the channel untouched.
         noise: that the others come through.
         beams: of the search for the likeliest answer.
+        channel_weight: of the channel's log-likelihood in that search.
         schedule: length and rates from scratch.
         refinement: the same when training goes on from a finished checkpoint.
     """
@@ -67,6 +68,7 @@ class BartRecipe:
         Noise("byte", (5.0, 11.0), 0.15),
     )
     beams: int = 6
+    channel_weight: float = 0.5
     schedule: Schedule = SCRATCH
     refinement: Schedule = REFINEMENT
 
@@ -209,28 +211,50 @@ def choose_margin(corrector: Corrector, clean: Sequence[str], allowed: float = 0
 
 
 def measure(
-    corrector: Corrector, channel: NoisyCaptions, held_out: Sequence[str], seed: int
+    corrector: Corrector, channel: NoisyCaptions, captioner: Captioner, held_out: Sequence[str], seed: int
 ) -> list[dict[str, float]]:
-    """Return BLEU before and after correction and the share of changed captions, at each of ``MEASURED_SNR_DB``."""
+    """Return what correction makes of held-out sentences at each of ``MEASURED_SNR_DB``.
+
+    Args:
+        corrector: at work.
+        channel: in mode ``embedding`` or ``token``.
+        captioner: whose tokens travel.
+        held_out: sentences.
+        seed: of the noise.
+
+    Returns:
+        For each SNR the share of captions received with errors, BLEU as received, of the text corrected alone and of
+        the reading corrected, and the share of intact captions that the latter two alter.
+    """
     rows = []
     known: dict[str, str] = {}
+    tokens = corrector.tokens_of(captioner.processor.tokenizer, len(captioner.table))
     for snr_db in MEASURED_SNR_DB:
-        rng = np.random.default_rng(seed)
-        received = channel.receive_all(held_out, snr_db, rng)
+        readings = channel.read_all(held_out, snr_db, np.random.default_rng(seed))
+        received = [reading.text for reading in readings]
         new = sorted(set(received) - set(known))
         known |= dict(zip(new, corrector.correct(new), strict=True))
-        corrected = [known[text] for text in received]
-        intact = [(c, s) for r, c, s in zip(received, corrected, held_out, strict=True) if r == s]
+        text_alone = [known[text] for text in received]
+        corrected = corrector.correct_readings(readings, tokens)
+        intact = np.array([r == s for r, s in zip(received, held_out, strict=True)])
         rows.append(
             {
                 "snr_db": snr_db,
-                "captions_wrong": round(1.0 - len(intact) / len(held_out), 4),
+                "captions_wrong": round(1.0 - intact.mean(), 4),
                 "bleu_received": round(bleu(received, held_out), 4),
+                "bleu_text_alone": round(bleu(text_alone, held_out), 4),
                 "bleu_corrected": round(bleu(corrected, held_out), 4),
-                "intact_changed": round(float(np.mean([c != s for c, s in intact])), 4) if intact else float("nan"),
+                "intact_changed_text_alone": _changed(text_alone, held_out, intact),
+                "intact_changed": _changed(corrected, held_out, intact),
             }
         )
     return rows
+
+
+def _changed(answers: Sequence[str], sent: Sequence[str], intact: NDArray[np.bool_]) -> float | None:
+    """Share of the intact captions that are no longer; None when none was intact."""
+    changed = np.array([a != s for a, s in zip(answers, sent, strict=True)])[intact]
+    return round(float(changed.mean()), 4) if changed.size else None
 
 
 def train(
@@ -270,11 +294,12 @@ def train(
     log = train_bart(model, tokenizer, channels, captions.training_sentences, calibration, recipe, schedule, work)
     # Of all answers the likeliest, whatever its length: the length is known from what was received.
     model.generation_config.update(num_beams=recipe.beams, length_penalty=0.0)
+    model.config.channel_weight = recipe.channel_weight
     model.config.correction_margin = choose_margin(Corrector(model, tokenizer), calibration)
     model.half().save_pretrained(output)
     tokenizer.save_pretrained(output)
     corrector = Corrector.load(output)
-    quality = measure(corrector, NoisyCaptions(captioner), captions.held_out_sentences[::2], recipe.seed)
+    quality = measure(corrector, NoisyCaptions(captioner), captioner, captions.held_out_sentences[::2], recipe.seed)
     record = {"recipe": asdict(recipe), "refined": start is not None, "held_out": quality, "log": log}
     (output / "training.json").write_text(json.dumps(record, indent=0) + "\n")
     return quality
