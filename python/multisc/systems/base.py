@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import fields
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -37,6 +37,33 @@ class System(Protocol):
             BadInputError: for an option that the system cannot use.
         """
         ...
+
+
+@runtime_checkable
+class BatchSystem(System, Protocol):
+    """A system whose models work on several pictures at once, which is faster than one after the other."""
+
+    def encode_many(self, images: Sequence[NDArray[np.uint8]], options: Options) -> list[Encoded]:
+        """As ``encode``, for each of several pictures with the same options."""
+        ...
+
+    def decode_many(self, received: Sequence[ReceivedImage], options: Options) -> list[Reconstruction]:
+        """As ``decode``, for each of several receptions with the same options."""
+        ...
+
+
+def encode_all(system: System, images: Sequence[NDArray[np.uint8]], options: Options) -> list[Encoded]:
+    """Encode pictures with the same options, at once if the system can; errors as of ``System.encode``."""
+    if isinstance(system, BatchSystem):
+        return system.encode_many(images, options)
+    return [system.encode(image, options) for image in images]
+
+
+def decode_all(system: System, received: Sequence[ReceivedImage], options: Options) -> list[Reconstruction]:
+    """Decode receptions with the same options, at once if the system can; errors as of ``System.decode``."""
+    if isinstance(system, BatchSystem):
+        return system.decode_many(received, options)
+    return [system.decode(one, options) for one in received]
 
 
 def parse_options(kind: type[T], options: Options, system: str) -> T:
