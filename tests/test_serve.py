@@ -68,6 +68,7 @@ def test_a_port_in_use_is_one_line_and_exit_code_2():
         (["--bind", "tcp://127.0.0.1:70000"], "must be tcp://HOST:PORT"),
         (["--workers", "0"], "workers 0"),
         (["--queue", "0"], "queue 0"),
+        (["--batch", "65"], "batch 65"),
         (["--max-message", "0"], "message limit 0"),
         (["--keys", "/no/such/directory"], "/no/such/directory/server.key"),
         (["--devices", ""], "devices ''"),
@@ -113,9 +114,11 @@ def test_the_status_of_a_running_server(serving, capsys):
     assert text.startswith(f"{address}: ready, gr-multisc ")
     assert "worker 1: idle" in text
     assert "EncodeRequest 1" in text
+    assert "batches: 1 of 1 requests\n" in text
     assert main(["serve", "--status", address, "--json"]) == 0
     status = json.loads(capsys.readouterr().out)
     assert status["metrics"]["outcomes"] == {"ok": 1}
+    assert status["metrics"]["batches"] == {"1": 1}
     assert status["metrics"]["worked_s"]["median"] >= 0
 
 

@@ -385,6 +385,8 @@ def test_a_port_in_use_is_one_line(server):
         {"bind": "udp://127.0.0.1:5555"},
         {"workers": 0},
         {"queue": 0},
+        {"batch": 0},
+        {"batch": 65},
         {"message_limit": 0},
         {"heartbeat_s": 0.0},
     ],

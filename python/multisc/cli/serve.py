@@ -45,6 +45,13 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--queue", type=int, default=8, metavar="N", help="requests that may wait; default: %(default)s"
     )
+    parser.add_argument(
+        "--batch",
+        type=int,
+        default=4,
+        metavar="N",
+        help="requests of one kind that a worker may run at once; default: %(default)s",
+    )
     parser.add_argument("--devices", metavar="ID,...", help="CUDA devices for the workers, one each in turn")
     parser.add_argument(
         "--max-message",
@@ -100,6 +107,7 @@ def _serve(args: argparse.Namespace) -> int:
             preload=tuple(filter(None, args.preload.split(","))),
             workers=args.workers,
             queue=args.queue,
+            batch=args.batch,
             devices=tuple(args.devices.split(",")) if args.devices is not None else (),
             message_limit=args.max_message << 20,
             keys=load_server_keys(args.keys) if args.keys else None,
@@ -142,6 +150,8 @@ def describe(status: dict[str, Any]) -> str:
     for name in ("requests", "outcomes", "refused", "connections"):
         counts = ", ".join(f"{kind} {count}" for kind, count in sorted(metrics[name].items()))
         lines.append(f"{name}: {counts or 'none'}")
+    batches = ", ".join(f"{count} of {size}" for size, count in metrics["batches"].items())
+    lines.append(f"batches: {batches + ' requests' if batches else 'none'}")
     for name in ("waited_s", "worked_s"):
         if metrics[name]:
             lines.append(f"{name}: median {metrics[name]['median']}, 95 % {metrics[name]['p95']}")

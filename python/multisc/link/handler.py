@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable
-from typing import Any, Protocol
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,6 +31,25 @@ class Handler(Protocol):
 
     def decode(self, system: str, received: ReceivedImage, options: dict[str, Any]) -> Reconstruction:
         """Run the receiver on what arrived."""
+
+
+@runtime_checkable
+class BatchHandler(Handler, Protocol):
+    """A handler that can run several requests of one kind at once.
+
+    Both methods return a result for each request, in order; or None when the system takes one at a time. When
+    they raise, the requests are run one by one, so that each gets a result or an error of its own.
+    """
+
+    def encode_many(
+        self, system: str, images: Sequence[NDArray[np.uint8]], options: dict[str, Any]
+    ) -> list[Encoded] | None:
+        """Run the transmitter on several images."""
+
+    def decode_many(
+        self, system: str, received: Sequence[ReceivedImage], options: dict[str, Any]
+    ) -> list[Reconstruction] | None:
+        """Run the receiver on several receptions."""
 
 
 class SystemsHandler:
@@ -75,6 +94,30 @@ class SystemsHandler:
         receiver = self._system(system)
         self._report(f"decoding with {system}")
         return receiver.decode(received, options)
+
+    def encode_many(
+        self, system: str, images: Sequence[NDArray[np.uint8]], options: dict[str, Any]
+    ) -> list[Encoded] | None:
+        """Run the transmitter of a system on several images; None when it takes one at a time."""
+        transmitter = self._system(system)
+        if not _takes_many(transmitter):
+            return None
+        self._report(f"encoding {len(images)} pictures with {system}")
+        return transmitter.encode_many(images, options)
+
+    def decode_many(
+        self, system: str, received: Sequence[ReceivedImage], options: dict[str, Any]
+    ) -> list[Reconstruction] | None:
+        """Run the receiver of a system on several receptions; None when it takes one at a time."""
+        receiver = self._system(system)
+        if not _takes_many(receiver):
+            return None
+        self._report(f"decoding {len(received)} pictures with {system}")
+        return receiver.decode_many(received, options)
+
+
+def _takes_many(system: Any) -> bool:
+    return isinstance(system, importlib.import_module("multisc.systems.base").BatchSystem)
 
 
 def make_handler(name: str, models: str, report: Report) -> Handler:

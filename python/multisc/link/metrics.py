@@ -25,6 +25,8 @@ class Metrics:
         self.outcomes: Counter[str] = Counter()
         self.refused: Counter[str] = Counter()
         self.connections: Counter[str] = Counter()
+        self.batches: Counter[int] = Counter()
+        """How often a worker was given how many requests at once."""
         self.bytes_in = 0
         self.bytes_out = 0
         self._waited: deque[float] = deque(maxlen=REMEMBERED)
@@ -38,7 +40,7 @@ class Metrics:
             self._log(f"refused ({kind}, {count} so far): {line}")
 
     def finished(self, outcome: str, waited_s: float, worked_s: float) -> None:
-        """Count a request that a worker has answered."""
+        """Count a request that a worker has answered; its work lasted as long as that of its whole batch."""
         self.outcomes[outcome] += 1
         self._waited.append(waited_s)
         self._worked.append(worked_s)
@@ -51,6 +53,7 @@ class Metrics:
             "outcomes": dict(self.outcomes),
             "refused": dict(self.refused),
             "connections": dict(self.connections),
+            "batches": {str(size): count for size, count in sorted(self.batches.items())},
             "bytes_in": self.bytes_in,
             "bytes_out": self.bytes_out,
             "waited_s": _quantiles(self._waited),

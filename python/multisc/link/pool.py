@@ -17,6 +17,7 @@ import zmq
 
 import multisc
 from multisc.errors import BadInputError, ModelError, MultiscError
+from multisc.link.jobs import layout_of
 from multisc.link.worker import WorkerSettings, command
 
 MAX_SOCKET_PATH = 80  # of the 107 bytes a Unix socket's path may have, the rest being its name
@@ -37,9 +38,10 @@ class Worker:
     connected: bool = False
     state: str = "starting"
     detail: str = "starting"
-    job: int | None = None
+    jobs: dict[int, bool] = field(default_factory=dict)
+    """The requests it works on, and whether anybody waits for the result."""
     kill_at: float | None = None
-    """When a worker that has been told to call its request off, and has not done so, is killed."""
+    """When a worker that works for nobody, and does not stop, is killed."""
 
 
 @dataclass
@@ -112,29 +114,30 @@ class Pool:
         """Whether every worker has loaded its models."""
         return all(slot.worker is not None and slot.worker.ready for slot in self.slots)
 
-    def idle(self) -> Worker | None:
-        """Return a worker that waits for work, the one that has done least."""
+    def idle(self) -> list[Worker]:
+        """Return the workers that wait for work, those first that have done least."""
         free = [
             (slot.jobs_done, slot.worker.index, slot.worker)
             for slot in self.slots
-            if slot.worker and slot.worker.ready and slot.worker.connected and slot.worker.job is None
+            if slot.worker and slot.worker.ready and slot.worker.connected and not slot.worker.jobs
         ]
-        return min(free)[2] if free else None
+        return [worker for _, _, worker in sorted(free)]
 
-    def assign(self, worker: Worker, job: int, frames: Sequence[zmq.Frame]) -> bool:
-        """Give a worker a request; False when the worker has just gone."""
-        if not self._send(worker, [b"job", job.to_bytes(8, "big"), *frames]):
+    def assign(self, worker: Worker, batch: Sequence[tuple[int, Sequence[zmq.Frame]]]) -> bool:
+        """Give a worker requests to run at once, each its number and its frames; False when it has just gone."""
+        frames = [frame for _, frames in batch for frame in frames]
+        if not self._send(worker, [b"work", layout_of(batch), *frames]):
             return False
-        worker.job = job
-        worker.kill_at = None
+        worker.jobs = {number: True for number, _ in batch}
         return True
 
     def call_off(self, job: int) -> None:
         """Tell the worker of a request that nobody waits for the result."""
         for slot in self.slots:
-            if slot.worker and slot.worker.job == job:
+            if slot.worker and job in slot.worker.jobs:
+                slot.worker.jobs[job] = False
                 self._send(slot.worker, [b"call-off", job.to_bytes(8, "big")])
-                slot.worker.kill_at = time.monotonic() + self._grace_s
+                self._watch(slot.worker)
 
     def receive(self) -> list[Finished]:
         """Take what the workers have sent.
@@ -162,7 +165,8 @@ class Pool:
                     self.slots[worker.index].failures_in_a_row = 0
             elif tag.bytes == b"reply":
                 job = int.from_bytes(rest[0].bytes, "big")
-                worker.job, worker.kill_at = None, None
+                worker.jobs.pop(job, None)
+                self._watch(worker)
                 self.slots[worker.index].jobs_done += 1
                 finished.append(Finished(job, rest[1].bytes.decode(), rest[2:]))
             else:  # failed to load
@@ -177,18 +181,17 @@ class Pool:
         Raises:
             MultiscError: when a worker dies before it was ever ready.
         """
-        lost = []
+        lost: list[tuple[int, str]] = []
         now = time.monotonic()
         for index, slot in enumerate(self.slots):
             worker = slot.worker
             if worker is not None and worker.kill_at is not None and now > worker.kill_at:
-                self._log(f"worker {index} does not let go of a request that was called off: killed")
+                self._log(f"worker {index} does not let go of work that was called off: killed")
                 worker.process.kill()
                 worker.process.wait()
             if worker is not None and (code := worker.process.poll()) is not None:
                 reason = f"worker {index} ended ({describe_exit(code)})"
-                if worker.job is not None:
-                    lost.append((worker.job, reason))
+                lost += [(job, reason) for job in worker.jobs]
                 self._bury(slot, reason)
                 if slot.generation == 1 and not worker.ready:
                     raise MultiscError(f"{reason} while it was {worker.detail}")
@@ -245,6 +248,13 @@ class Pool:
             process_group=0,  # Ctrl-C in a terminal reaches the server only
         )
         slot.worker = Worker(index, identity.encode(), process, directory)
+
+    def _watch(self, worker: Worker) -> None:
+        """Set a worker's clock when it works for nobody."""
+        if not worker.jobs or any(worker.jobs.values()):
+            worker.kill_at = None
+        elif worker.kill_at is None:
+            worker.kill_at = time.monotonic() + self._grace_s
 
     def _failed(self, worker: Worker, code: str, message: str) -> None:
         """A worker could not load: fatal at the server's start, otherwise tried again later."""

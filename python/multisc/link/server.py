@@ -9,7 +9,6 @@ from __future__ import annotations
 import os
 import sys
 import time
-from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -23,6 +22,7 @@ from multisc.errors import BadInputError
 from multisc.link import wire
 from multisc.link.address import DEFAULT_ADDRESS, Address
 from multisc.link.handler import SYSTEMS
+from multisc.link.jobs import Job, Queue, kind_of
 from multisc.link.keys import ServerKeys
 from multisc.link.metrics import Metrics
 from multisc.link.pool import Pool
@@ -54,6 +54,7 @@ class ServerConfig:
         preload: systems loaded before the first request.
         workers: processes, each with its own models; 1 to 64.
         queue: requests that may wait, 1 to 1024; further ones are refused as busy.
+        batch: requests of one kind that a worker may run at once, 1 to 64.
         message_limit: bytes of the largest message.
         heartbeat_s: interval of the heartbeats, 0.05 to 60 s.
         call_off_grace_s: how long a worker may go on with a request nobody waits for, before it is killed.
@@ -70,6 +71,7 @@ class ServerConfig:
     preload: tuple[str, ...] = ("multi-sc",)
     workers: int = 1
     queue: int = 8
+    batch: int = 4
     message_limit: int = wire.MESSAGE_LIMIT
     heartbeat_s: float = 1.0
     call_off_grace_s: float = 20.0
@@ -82,6 +84,8 @@ class ServerConfig:
             raise BadInputError(f"workers {self.workers}: must be 1 to 64")
         if not 1 <= self.queue <= 1024:
             raise BadInputError(f"queue {self.queue}: must be 1 to 1024 requests")
+        if not 1 <= self.batch <= 64:
+            raise BadInputError(f"batch {self.batch}: must be 1 to 64 requests")
         if not 1 << 16 <= self.message_limit <= 1 << 32:
             raise BadInputError(f"message limit {self.message_limit}: must be 65536 to {1 << 32} bytes")
         if not 0.05 <= self.heartbeat_s <= 60:
@@ -103,18 +107,6 @@ class _Client:
     jobs: set[int] = field(default_factory=set)
 
 
-@dataclass
-class _Job:
-    number: int
-    client: bytes
-    message_id: int
-    frames: Sequence[zmq.Frame]
-    received: float
-    deadline: float
-    started: float | None = None
-    worker: int | None = None
-
-
 class Server:
     """Binds on construction, serves in ``run``.
 
@@ -131,8 +123,8 @@ class Server:
         self._log = log or log_to_stderr
         self._metrics = Metrics(self._log)
         self._clients: dict[bytes, _Client] = {}
-        self._jobs: dict[int, _Job] = {}
-        self._queue: deque[int] = deque()
+        self._jobs: dict[int, Job] = {}
+        self._queue = Queue()
         self._last_job = 0
         self._stopping = False
         self._context = zmq.Context()
@@ -252,25 +244,31 @@ class Server:
             return
         if any(self._jobs[number].message_id == message_id for number in self._clients[client].jobs):
             self._refuse(client, message_id, "malformed", f"request {message_id} is in progress already")
-        elif len(self._queue) >= self.config.queue and self._pool.idle() is None:
+            return
+        if len(self._queue) >= self.config.queue:
+            self._dispatch()  # what came just now may have found a worker
+        if len(self._queue) >= self.config.queue:
             self._refuse(client, message_id, "busy", f"{len(self._queue)} requests wait already")
-        else:
-            self._last_job += 1
-            now = time.monotonic()
-            deadline = now + request.timeout_s
-            self._jobs[self._last_job] = _Job(self._last_job, client, message_id, frames, now, deadline)
-            self._clients[client].jobs.add(self._last_job)
-            self._clients[client].hello = None
-            self._queue.append(self._last_job)
-            self._dispatch()
+            return
+        self._last_job += 1
+        now = time.monotonic()
+        deadline = now + request.timeout_s
+        job = Job(self._last_job, client, message_id, frames, kind_of(request), now, deadline)
+        self._jobs[job.number] = job
+        self._clients[client].jobs.add(job.number)
+        self._clients[client].hello = None
+        self._queue.add(job)
 
     def _dispatch(self) -> None:
-        while self._queue and (worker := self._pool.idle()) is not None:
-            job = self._jobs[self._queue[0]]
-            if not self._pool.assign(worker, job.number, job.frames):
+        """Give the idle workers what waits; nothing waits for a batch to fill."""
+        while len(self._queue) and (idle := self._pool.idle()):
+            batch = self._queue.batch(self.config.batch, len(idle))
+            if not self._pool.assign(idle[0], [(job.number, job.frames) for job in batch]):
                 continue  # that worker has just gone; the next one, if there is one
-            self._queue.popleft()
-            job.started, job.worker, job.frames = time.monotonic(), worker.index, ()
+            self._metrics.batches[len(batch)] += 1
+            for job in batch:
+                self._queue.remove(job.number)
+                job.started, job.worker, job.frames = time.monotonic(), idle[0].index, ()
 
     def _finish(self, number: int, outcome: str, frames: Sequence[zmq.Frame]) -> None:
         job = self._jobs.get(number)
@@ -292,17 +290,17 @@ class Server:
                 job, "timeout", f"not finished within the request's {job.deadline - job.received:.1f} s: {waited}"
             )
 
-    def _call_off(self, job: _Job) -> None:
+    def _call_off(self, job: Job) -> None:
         if job.started is None:
             self._queue.remove(job.number)
         else:
             self._pool.call_off(job.number)
 
-    def _fail(self, job: _Job, code: str, message: str) -> None:
+    def _fail(self, job: Job, code: str, message: str) -> None:
         self._forget(job)
         self._send(job.client, job.message_id, wire.Failure(code, wire.one_line(message)))
 
-    def _forget(self, job: _Job) -> None:
+    def _forget(self, job: Job) -> None:
         self._jobs.pop(job.number, None)
         client = self._clients.get(job.client)
         if client is not None:
@@ -345,7 +343,7 @@ class Server:
 
     def _beat(self) -> None:
         """Tell every client that waits how it goes; whoever cannot be told has vanished."""
-        ahead = {number: place for place, number in enumerate(self._queue)}
+        ahead = self._queue.places()
         details = [slot.worker.detail if slot.worker else "" for slot in self._pool.slots]
         for client, entry in list(self._clients.items()):
             if entry.hello is not None:

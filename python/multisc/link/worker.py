@@ -1,4 +1,7 @@
-"""A worker of the inference process: one process with its own models that runs one request at a time.
+"""A worker of the inference process: one process with its own models.
+
+It is given one request, or several of one kind, which it runs at once if the handler can; if that fails, one
+after the other, so that none suffers from another.
 
 Two threads. The main thread runs the handler. The other owns the socket to the server, so that the server
 hears what this worker is doing however long a request takes, and can call a request off.
@@ -13,15 +16,18 @@ import signal
 import sys
 import threading
 import traceback
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import zmq
 
 from multisc.errors import BadInputError, LinkError, ModelError, MultiscError
 from multisc.link import wire
-from multisc.link.handler import make_handler
+from multisc.link.handler import BatchHandler, make_handler
+from multisc.link.jobs import split
 
+T = TypeVar("T")
 STATE_INTERVAL_MS = 200
 _PR_SET_PDEATHSIG = 1
 _TO_MAIN = "inproc://to-main"
@@ -78,8 +84,11 @@ class Worker:
         self._jobs.bind(_TO_MAIN)
         self._state = "starting"
         self._detail = "starting"
-        self._current: int | None = None
-        self._called_off: int | None = None
+        self._running: frozenset[int] = frozenset()
+        """The requests that the handler works on: set by the main thread only."""
+        self._called_off: frozenset[int] = frozenset()
+        """Requests given to this worker whose results nobody waits for: set by the other thread only."""
+        self._unanswered: set[int] = set()
         self._lock = threading.Lock()
         self._main_thread = threading.main_thread().ident or 0
         # Python's signal handlers run in the main thread between two bytecodes: inside the handler.
@@ -102,41 +111,85 @@ class Worker:
             return 1
         self._become("idle", "")
         while True:
-            number, *frames = self._jobs.recv_multipart()
-            self._jobs.send_multipart([b"reply", number, *self._perform(int.from_bytes(number, "big"), frames)])
+            layout, *frames = self._jobs.recv_multipart()
+            self._perform(split(layout, frames))
 
-    def _perform(self, number: int, frames: list[bytes]) -> list[bytes | memoryview]:
-        """Run one request; returns the outcome and the frames of the reply to the client."""
-        try:
-            self._current = number
-            self._become("busy", "working")
-            outcome, reply = self._answer(frames)
-            self._current = None
-        except CalledOffError:
-            self._current = None
-            outcome, reply = b"called-off", []
-        self._become("idle", "")
-        return [outcome, *reply]
+    def _perform(self, batch: Sequence[tuple[int, Sequence[bytes]]]) -> None:
+        """Run requests, each the number of its job and its frames, and answer each of them."""
+        self._unanswered = {number for number, _ in batch}
+        self._become("busy", "working")
+        requests: dict[int, tuple[int, wire.Request]] = {}
+        for number, frames in batch:
+            try:
+                message_id, request = wire.unpack(frames, self._settings.message_limit)
+                if not isinstance(request, wire.Request):
+                    raise LinkError(f"a {type(request).__name__} is no work for a worker")
+                requests[number] = (message_id, request)
+            except Exception as error:
+                self._answer(number, wire.message_id(frames), _failure_with_log(error))
+        replies = self._run_at_once({number: request for number, (_, request) in requests.items()})
+        for number, (message_id, request) in requests.items():
+            self._answer(number, message_id, replies[number] if replies else self._run_one(number, request))
 
-    def _answer(self, frames: list[bytes]) -> tuple[bytes, list[bytes | memoryview]]:
-        reply: wire.Message
-        try:
-            message_id, request = wire.unpack(frames, self._settings.message_limit)
+    def _run_one(self, number: int, request: wire.Request) -> wire.Message | None:
+        handler = self._handler
+
+        def work() -> wire.Message:
             if isinstance(request, wire.EncodeRequest):
-                reply = wire.EncodedReply(self._handler.encode(request.system, request.image, request.options))
-            elif isinstance(request, wire.DecodeRequest):
-                reply = wire.DecodedReply(self._handler.decode(request.system, request.received, request.options))
-            else:
-                raise LinkError(f"a {type(request).__name__} is no work for a worker")
-            packed = wire.pack(message_id, reply)
-            if sum(len(frame) for frame in packed) > self._settings.message_limit:
-                raise LinkError(f"the result is larger than {self._settings.message_limit} bytes")
-            return b"ok", packed
-        except (Exception, SystemExit) as error:
-            failure = failure_of(error)
-            if failure.code == "internal":
-                traceback.print_exc()
-            return failure.code.encode(), wire.pack(wire.message_id(frames), failure)
+                return wire.EncodedReply(handler.encode(request.system, request.image, request.options))
+            return wire.DecodedReply(handler.decode(request.system, request.received, request.options))
+
+        return self._attempt([number], work)
+
+    def _run_at_once(self, requests: dict[int, wire.Request]) -> dict[int, wire.Message | None]:
+        """Run several requests of one kind; returns no replies when they must be run one by one."""
+        handler = self._handler
+        if len(requests) < 2 or not isinstance(handler, BatchHandler):
+            return {}
+        replies = self._attempt(requests, lambda: _call_many(handler, list(requests.values())))
+        if replies is None:
+            return dict.fromkeys(requests)
+        if isinstance(replies, wire.Failure):
+            if replies.code in ("internal", "model"):
+                line = f"{len(requests)} requests at once failed, now they are run one by one: {replies.message}"
+                print(line, file=sys.stderr)
+            return {}
+        return dict(zip(requests, replies, strict=True)) if replies else {}
+
+    def _attempt(self, numbers: Collection[int], work: Callable[[], T]) -> T | wire.Failure | None:
+        """Call the handler for some requests; returns None when all of them were called off.
+
+        No exception is kept: its traceback would keep what the handler had in memory, which the next attempt needs.
+        """
+        result: T | wire.Failure | None
+        try:
+            self._running = frozenset(numbers)
+            self._interrupt()  # they may have been called off before they began
+            try:
+                result = work()
+            except (Exception, SystemExit) as error:
+                result = _failure_with_log(error)
+            self._running = frozenset()
+        except CalledOffError:
+            result = None
+        return result
+
+    def _answer(self, number: int, message_id: int, reply: wire.Message | None) -> None:
+        """Send what came of a request: the outcome, and the frames of the reply to the client."""
+        frames: list[bytes | memoryview] = []
+        if reply is not None:
+            try:
+                frames = wire.pack(message_id, reply)
+                if sum(len(frame) for frame in frames) > self._settings.message_limit:
+                    raise LinkError(f"the result is larger than {self._settings.message_limit} bytes")
+            except Exception as error:
+                reply = _failure_with_log(error)
+                frames = wire.pack(message_id, reply)
+        outcome = "called-off" if reply is None else reply.code if isinstance(reply, wire.Failure) else "ok"
+        self._unanswered.remove(number)
+        if not self._unanswered:
+            self._become("idle", "")
+        self._jobs.send_multipart([b"reply", number.to_bytes(8, "big"), outcome.encode(), *frames])
 
     def _report(self, line: str) -> None:
         self._become(self._state, wire.one_line(line, 200))
@@ -146,8 +199,9 @@ class Worker:
             self._state, self._detail = state, detail
 
     def _interrupt(self, *_: Any) -> None:
-        """In the main thread: leave the handler, if it still runs the request that was called off."""
-        if self._current is not None and self._current == self._called_off:
+        """In the main thread: leave the handler, if nobody waits for anything it works on; once for each attempt."""
+        if self._running and self._running <= self._called_off:
+            self._running = frozenset()
             raise CalledOffError
 
     def _talk(self) -> None:
@@ -175,26 +229,53 @@ class Worker:
         poller = zmq.Poller()
         poller.register(server, zmq.POLLIN)
         poller.register(main, zmq.POLLIN)
+        given: set[int] = set()
         while True:
             with self._lock:
                 state = [self._state.encode(), self._detail.encode()]
             server.send_multipart([b"state", *state])
             ready = dict(poller.poll(STATE_INTERVAL_MS))
             if main in ready:
-                server.send_multipart(main.recv_multipart(copy=False), copy=False)
+                message = main.recv_multipart(copy=False)
+                if message[0].bytes == b"reply":
+                    number = int.from_bytes(message[1].bytes, "big")
+                    given.discard(number)
+                    self._called_off -= {number}
+                server.send_multipart(message, copy=False)
             if server in ready:
-                tag, number, *frames = server.recv_multipart(copy=False)
-                if tag.bytes == b"job":
-                    main.send_multipart([number, *frames], copy=False)
-                else:
-                    self._call_off(int.from_bytes(number.bytes, "big"))
+                tag, *message = server.recv_multipart(copy=False)
+                if tag.bytes == b"work":
+                    given = {number for number, _ in split(message[0].bytes, message[1:])}
+                    main.send_multipart(message, copy=False)
+                elif (number := int.from_bytes(message[0].bytes, "big")) in given:
+                    self._called_off |= {number}
+                    signal.pthread_kill(self._main_thread, signal.SIGUSR1)
             if os.getppid() != self._settings.parent:
                 os._exit(1)
 
-    def _call_off(self, number: int) -> None:
-        if self._called_off != number:
-            self._called_off = number
-            signal.pthread_kill(self._main_thread, signal.SIGUSR1)
+
+def _failure_with_log(error: BaseException) -> wire.Failure:
+    failure = failure_of(error)
+    if failure.code == "internal":
+        traceback.print_exception(error)
+    return failure
+
+
+def _call_many(handler: BatchHandler, requests: Sequence[Any]) -> list[wire.Message]:
+    """Run requests of one kind at once; returns no replies when their system takes one at a time."""
+    system, options = requests[0].system, requests[0].options
+    results: list[Any] | None
+    if isinstance(requests[0], wire.EncodeRequest):
+        reply: type[Any] = wire.EncodedReply
+        results = handler.encode_many(system, [request.image for request in requests], options)
+    else:
+        reply = wire.DecodedReply
+        results = handler.decode_many(system, [request.received for request in requests], options)
+    if results is None:
+        return []
+    if len(results) != len(requests):
+        raise ValueError(f"the handler gave {len(results)} results for {len(requests)} requests")
+    return [reply(result) for result in results]
 
 
 def _die_with(parent: int) -> None:
