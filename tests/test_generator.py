@@ -1,5 +1,6 @@
 """Stable Diffusion with its IP-Adapter, on miniatures written in the hub's layout, and on the embedded checkpoint."""
 
+import itertools
 import json
 import shutil
 from pathlib import Path
@@ -15,7 +16,8 @@ from transformers.models.clip.image_processing_pil_clip import CLIPImageProcesso
 
 from multisc.errors import BadInputError, ModelError  # noqa: E402
 from multisc.models import generator as module  # noqa: E402
-from multisc.models.generator import Generator  # noqa: E402
+from multisc.models.generator import MAX_BATCH, Generator, Order  # noqa: E402
+from multisc.models.placement import FEATHER, scale_box  # noqa: E402
 from multisc.models.profile import EMBEDDED_DIRECTORY  # noqa: E402
 from multisc.models.prompts import encode_prompts, prompts_of  # noqa: E402
 from multisc.training import diffusion  # noqa: E402
@@ -91,7 +93,7 @@ def test_same_seed_same_picture_and_other_seed_other_picture(generator, subject)
 def test_the_received_pixels_are_in_their_place(generator, subject):
     picture = generator.generate(BLOCKS, subject, BOX, SIZE, steps=2)
     x, y, w, h = BOX
-    margin = int(np.ceil(module.FEATHER * min(w, h)))
+    margin = int(np.ceil(FEATHER * min(w, h)))
     inner = (slice(margin, h - margin), slice(margin, w - margin))
     assert np.array_equal(picture[y : y + h, x : x + w][inner], subject[inner])
     without = generator.generate(BLOCKS, subject, BOX, SIZE, steps=2, paste_subject=False)
@@ -99,6 +101,22 @@ def test_the_received_pixels_are_in_their_place(generator, subject):
     outside[y : y + h, x : x + w] = False
     assert np.array_equal(picture[outside], without[outside])
     assert not np.array_equal(picture, without)
+
+
+def test_pictures_of_a_batch_are_those_made_alone_but_for_rounding(generator, subject):
+    """Slices, captions, sizes and seeds of their own, more than one batch holds, in the order asked for."""
+    other = np.ascontiguousarray(subject[::-1, :50])
+    orders = [Order(BLOCKS, subject, BOX, SIZE, seed) for seed in range(MAX_BATCH + 1)]
+    orders += [Order(BLOCKS[::-1], other, (0, 0, 70, 80), (180, 120), 3), Order(BLOCKS, None, None, SIZE, 4)]
+    orders += [Order(["a dog"], subject, (5, 5, 30, 90), (96, 144), 5), Order([], None, None, SIZE, 6)]
+    together = generator.generate_all(orders, steps=3)
+    alone = [generator.generate(o.captions, o.subject, o.box, o.size, seed=o.seed, steps=3) for o in orders]
+    for picture, own in zip(together, alone, strict=True):
+        assert picture.shape == own.shape
+        assert np.abs(picture.astype(int) - own).mean() < 0.1
+    for picture, other in itertools.pairwise(alone[: MAX_BATCH + 1]):
+        assert np.abs(picture.astype(int) - other).mean() > 1
+    assert generator.generate_all([]) == []
 
 
 def test_guidance_is_stronger_around_a_slice(generator, subject):
@@ -131,7 +149,7 @@ def test_the_known_latents_are_kept_to_the_end(generator, subject):
     finally:
         del generator._pipeline.vae.decode
     height, width = generator.working_size(SIZE)
-    known = generator._known(subject, module._scale(BOX, SIZE, (width, height)), (width, height))
+    known = generator._known([(subject, scale_box(BOX, SIZE, (width, height)))], (width, height))
     latents, mask = known.latents, known.mask
     assert 0 < mask.float().mean() < 0.6
     scaled = seen[0] * generator._pipeline.vae.config.scaling_factor
@@ -259,7 +277,7 @@ def test_the_embedded_model_removes_noise(embedded):
         latents = pipeline.vae.encode(to_tensor(photograph[None])).latent_dist.mean
         latents = latents * pipeline.vae.config.scaling_factor
         noise, time = torch.randn_like(latents), torch.tensor([260])
-        condition = embedded._condition(["a cat."], None, 1.0)
+        condition = embedded._condition([Order(["a cat."], None, None, (144, 96))], 1.0)
         predicted = pipeline.unet(
             pipeline.scheduler.add_noise(latents, noise, time),
             time,

@@ -18,6 +18,7 @@ from transformers.models.clip.image_processing_pil_clip import CLIPImageProcesso
 
 from multisc.errors import BadInputError, ModelError
 from multisc.models.checkpoint import check_directory, check_memory, enough_memory, explained, find
+from multisc.models.placement import Box, paste, scale_box
 from multisc.models.profile import precision
 from multisc.models.prompts import encode_prompts, prompts_of
 
@@ -27,7 +28,6 @@ ADAPTER_WEIGHTS = "ip-adapter_sd15.safetensors"
 IMAGE_ENCODER_FOLDER = "image_encoder"
 
 MAX_ASPECT = 3.0  # of the working picture; beyond it the result is stretched
-FEATHER = 0.08  # of the shorter side of the slice: width of the seam between slice and generated picture
 MAX_STEPS = 1000
 # Share of each step's noise that is drawn anew (DDIM's eta). With none, the first steps, which hardly see the slice,
 # fix the picture; with all of it, the generated part goes on adapting to the slice until the end.
@@ -42,22 +42,81 @@ GUIDANCE_AROUND_SLICE = 6.0
 # border, drawn outward: what is left of it in the noise gives the surroundings their colours.
 START = 0.55
 
-Box = tuple[int, int, int, int]
+MAX_BATCH = 8  # pictures denoised at once, which bounds the memory
+
+
+@dataclass(frozen=True)
+class Order:
+    """A picture to generate.
+
+    Args:
+        captions: four, of the blocks top left, top right, bottom left, bottom right; or one; or none.
+        subject: the received slice, uint8 (h, w, 3); None when there is none.
+        box: where it belongs, (x, y, width, height) in pixels of the full picture; None without a slice.
+        size: (width, height) of the full picture in pixels.
+        seed: of the noise.
+
+    Raises:
+        BadInputError: for values that contradict each other or their range.
+    """
+
+    captions: Sequence[str]
+    subject: NDArray[np.uint8] | None
+    box: Box | None
+    size: tuple[int, int]
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        subject, size = self.subject, self.size
+        if len(self.captions) not in (0, 1, 4):
+            raise BadInputError(f"{len(self.captions)} captions: must be 4 (one a block), 1 or none")
+        if min(size) < 1:
+            raise BadInputError(f"picture size {size[0]}x{size[1]}: must be at least 1x1")
+        if (subject is None) != (self.box is None):
+            raise BadInputError("the subject's slice and its box must be given together")
+        if subject is not None and (subject.ndim != 3 or subject.shape[2] != 3 or not subject.size):
+            raise BadInputError(
+                f"the subject's slice has shape {subject.shape}: must be (height, width, 3), not empty"
+            )
+        if self.box is not None:
+            x, y, w, h = self.box
+            if min(x, y) < 0 or min(w, h) < 1 or x + w > size[0] or y + h > size[1]:
+                raise BadInputError(f"subject box {self.box}: must lie inside the picture of {size[0]}x{size[1]}")
 
 
 @dataclass(frozen=True)
 class Known:
-    """The received slice in its place.
+    """Received slices in their places.
 
     Args:
-        canvas: the working picture; around the slice its border goes on to the edges.
-        latents: of the canvas, (1, C, h, w).
-        mask: which latents are the slice's and stay, bool (1, 1, h, w).
+        canvases: the working pictures; around the slice its border goes on to the edges.
+        latents: of the canvases, (pictures, C, h, w).
+        mask: which latents are the slices' and stay, bool (pictures, 1, h, w).
     """
 
-    canvas: Image.Image
+    canvases: list[Image.Image]
     latents: Tensor
     mask: Tensor
+
+
+class _PromptEach:
+    """Pipelines in which each picture of a batch has an image prompt of its own.
+
+    Theirs would have every picture attend to the image prompts of the whole batch.
+    """
+
+    def prepare_ip_adapter_image_embeds(
+        self, ip_adapter_image: None, ip_adapter_image_embeds: list[Tensor], *_: Any
+    ) -> list[Tensor]:
+        return ip_adapter_image_embeds
+
+
+class _TextToImage(_PromptEach, StableDiffusionPipeline):
+    pass
+
+
+class _ImageToImage(_PromptEach, StableDiffusionImg2ImgPipeline):
+    pass
 
 
 class Generator:
@@ -68,16 +127,16 @@ class Generator:
     """
 
     def __init__(self, pipeline: StableDiffusionPipeline) -> None:
-        self._pipeline = pipeline
-        self._outward = StableDiffusionImg2ImgPipeline(**pipeline.components, requires_safety_checker=False)
+        self._pipeline = _TextToImage(**pipeline.components, requires_safety_checker=False)
+        self._outward = _ImageToImage(**pipeline.components, requires_safety_checker=False)
         # One-step solvers alone let the known region be put back between steps. Predictions are clipped where the
         # checkpoint gives a range for latents; the default range is meant for pixels. Set here, because the
         # pipelines' constructors switch the clipping off.
         config = pipeline.scheduler.config
         bounded = config.get("clip_sample_range", 1.0) > 1.0
-        pipeline.scheduler = DDIMScheduler.from_config(config, clip_sample=bounded)
-        self._outward.scheduler = pipeline.scheduler
+        scheduler = DDIMScheduler.from_config(config, clip_sample=bounded)
         for made in (self._pipeline, self._outward):
+            made.scheduler = scheduler
             made.set_progress_bar_config(disable=True)
 
     @classmethod
@@ -126,19 +185,9 @@ class Generator:
     ) -> NDArray[np.uint8]:
         """Generate a picture. On the CPU the same arguments give the same picture, bit for bit.
 
-        The slice enters in three ways: as the image prompt (eq. 9), as latents that its place in the picture is tied
-        to while the rest is denoised around them, and, with ``paste_subject``, as the received pixels themselves.
-
         Args:
-            captions: four, of the blocks top left, top right, bottom left, bottom right; or one; or none.
-            subject: the received slice, uint8 (h, w, 3); None when there is none.
-            box: where it belongs, (x, y, width, height) in pixels of the full picture; None without a slice.
-            size: (width, height) of the full picture in pixels.
-            ip_scale: lambda of eq. 10, 0 or more; 0 leaves the image prompt out.
-            seed: of the noise.
-            steps: denoising steps, 1 to 1000.
-            guidance: classifier-free guidance; 1 is none, None for what suits a picture with or without a slice.
-            paste_subject: whether the received pixels replace the generated ones inside the box, with a soft seam.
+            captions, subject, box, size, seed: see ``Order``.
+            ip_scale, steps, guidance, paste_subject: see ``generate_all``.
 
         Returns:
             uint8 (height, width, 3).
@@ -146,19 +195,47 @@ class Generator:
         Raises:
             BadInputError: for an argument outside its range.
         """
-        _check(captions, subject, box, size, ip_scale, steps)
-        height, width = self.working_size(size)
-        condition = self._condition(captions, subject, ip_scale)
-        if subject is None or box is None:
-            picture = self._denoise(
-                condition, None, (height, width), seed, steps, GUIDANCE if guidance is None else guidance
-            )
-            return _enlarge(picture, size)
-        small_box = _scale(box, size, (width, height))
-        known = self._known(subject, small_box, (width, height))
-        guidance = GUIDANCE_AROUND_SLICE if guidance is None else guidance
-        picture = _enlarge(self._denoise(condition, known, (height, width), seed, steps, guidance), size)
-        return _paste(picture, subject, box) if paste_subject else picture
+        order = Order(captions, subject, box, size, seed)
+        return self.generate_all([order], ip_scale, steps, guidance, paste_subject)[0]
+
+    def generate_all(
+        self,
+        orders: Sequence[Order],
+        ip_scale: float = 1.0,
+        steps: int = 25,
+        guidance: float | None = None,
+        paste_subject: bool = True,
+    ) -> list[NDArray[np.uint8]]:
+        """Generate pictures, those of one working size at once; each is what ``generate`` makes, but for rounding.
+
+        The slice enters in three ways: as the image prompt (eq. 9), as latents that its place in the picture is tied
+        to while the rest is denoised around them, and, with ``paste_subject``, as the received pixels themselves.
+
+        Args:
+            orders: any number.
+            ip_scale: lambda of eq. 10, 0 or more; 0 leaves the image prompt out.
+            steps: denoising steps, 1 to 1000.
+            guidance: classifier-free guidance; 1 is none, None for what suits a picture with or without a slice.
+            paste_subject: whether the received pixels replace the generated ones inside the box, with a soft seam.
+
+        Returns:
+            uint8 (height, width, 3), one for each order.
+
+        Raises:
+            BadInputError: for an argument outside its range.
+        """
+        _check(ip_scale, steps)
+        kinds: dict[tuple[Any, ...], list[int]] = {}
+        for index, order in enumerate(orders):
+            kind = (self.working_size(order.size), order.subject is None, len(prompts_of(order.captions)))
+            kinds.setdefault(kind, []).append(index)
+        pictures: dict[int, NDArray[np.uint8]] = {}
+        for alike in kinds.values():
+            for start in range(0, len(alike), MAX_BATCH):
+                chosen = alike[start : start + MAX_BATCH]
+                made = self._generate_alike([orders[i] for i in chosen], ip_scale, steps, guidance, paste_subject)
+                pictures |= zip(chosen, made, strict=True)
+        return [pictures[index] for index in range(len(orders))]
 
     @property
     def embedding_width(self) -> int:
@@ -196,14 +273,14 @@ class Generator:
         Raises:
             BadInputError: for an argument outside its range.
         """
-        _check([], None, None, size, 1.0, steps)
-        condition = self._condition([], None, 1.0, image)
+        _check(1.0, steps)
+        condition = self._condition([Order([], None, None, size)], 1.0, image)
         height, width = self.working_size(size)
         known = None
         if sketch is not None:
-            start = self._known(sketch, (0, 0, width, height), (width, height))
+            start = self._known([(sketch, (0, 0, width, height))], (width, height))
             known = replace(start, mask=torch.zeros_like(start.mask))
-        return _enlarge(self._denoise(condition, known, (height, width), seed, steps, guidance), size)
+        return _enlarge(self._denoise(condition, known, (height, width), [seed], steps, guidance)[0], size)
 
     def working_size(self, size: tuple[int, int]) -> tuple[int, int]:
         """Return (height, width) in pixels to work at: the model's trained area at the picture's aspect ratio."""
@@ -216,45 +293,73 @@ class Generator:
         height = max(1, round(math.sqrt(area / aspect) / unit)) * unit
         return height * self._pipeline.vae_scale_factor, width * self._pipeline.vae_scale_factor
 
+    def _generate_alike(
+        self, orders: list[Order], ip_scale: float, steps: int, guidance: float | None, paste_subject: bool
+    ) -> list[NDArray[np.uint8]]:
+        """Generate pictures of one working size, all with a slice or all without, in one batch."""
+        height, width = self.working_size(orders[0].size)
+        slices = [(o.subject, o.box, o.size) for o in orders if o.subject is not None and o.box is not None]
+        known = None
+        if slices:
+            placed = [(subject, scale_box(box, size, (width, height))) for subject, box, size in slices]
+            known = self._known(placed, (width, height))
+        if guidance is None:
+            guidance = GUIDANCE_AROUND_SLICE if slices else GUIDANCE
+        condition = self._condition(orders, ip_scale)
+        seeds = [order.seed for order in orders]
+        drawn = self._denoise(condition, known, (height, width), seeds, steps, guidance)
+        pictures = [_enlarge(picture, order.size) for picture, order in zip(drawn, orders, strict=True)]
+        if slices and paste_subject:
+            pictures = [
+                paste(picture, subject, box) for picture, (subject, box, _) in zip(pictures, slices, strict=True)
+            ]
+        return pictures
+
     @torch.inference_mode()
-    def _condition(
-        self, captions: Sequence[str], subject: NDArray[np.uint8] | None, ip_scale: float, image: Tensor | None = None
-    ) -> dict[str, Any]:
+    def _condition(self, orders: list[Order], ip_scale: float, image: Tensor | None = None) -> dict[str, Tensor]:
         """The pipeline's arguments for text and image prompt, each with its empty counterpart for the guidance."""
         pipeline = self._pipeline
-        prompts = prompts_of(captions)
+        prompts = [prompts_of(order.captions) for order in orders]
+        flat = [prompt for of_one in prompts for prompt in of_one]
         length = pipeline.tokenizer.model_max_length
         both = [
             pipeline.tokenizer(p, padding="max_length", max_length=length, truncation=True, return_tensors="pt")
-            for p in (prompts, [""] * len(prompts))
+            for p in (flat, [""] * len(flat))
         ]
-        ids = torch.stack([tokens.input_ids for tokens in both]).to(pipeline.device)
-        text = encode_prompts(pipeline.text_encoder, ids)
-        pipeline.set_ip_adapter_scale(ip_scale if subject is not None or image is not None else 0.0)
+        ids = torch.cat([tokens.input_ids for tokens in both]).reshape(2 * len(orders), len(prompts[0]), -1)
+        text = encode_prompts(pipeline.text_encoder, ids.to(pipeline.device))
+        subjects = [order.subject for order in orders if order.subject is not None]
+        pipeline.set_ip_adapter_scale(ip_scale if subjects or image is not None else 0.0)
         if image is not None:
             image = image.to(pipeline.device, pipeline.unet.dtype)
-        elif subject is None:
-            width = pipeline.image_encoder.config.projection_dim
-            image = torch.zeros(1, width, device=pipeline.device, dtype=pipeline.image_encoder.dtype)
+        elif subjects:
+            image = torch.cat([self.embed(subject) for subject in subjects])
         else:
-            image = self.embed(subject)
-        return {"text": text[:1], "no_text": text[1:], "image": image}
+            width = pipeline.image_encoder.config.projection_dim
+            image = torch.zeros(len(orders), width, device=pipeline.device, dtype=pipeline.image_encoder.dtype)
+        return {"text": text[: len(orders)], "no_text": text[len(orders) :], "image": image}
 
     @torch.inference_mode()
-    def _known(self, subject: NDArray[np.uint8], box: Box, size: tuple[int, int]) -> Known:
-        """Place the slice on a canvas of ``size`` = (width, height) and encode it."""
-        pipeline, (width, height), (x, y, w, h) = self._pipeline, size, box
-        small = np.asarray(Image.fromarray(subject).resize((w, h), Image.Resampling.LANCZOS))
-        canvas = np.pad(small, ((y, height - y - h), (x, width - x - w), (0, 0)), mode="edge")
-        pixels = torch.from_numpy(canvas.transpose(2, 0, 1)[None].astype(np.float32) / 127.5 - 1.0)
+    def _known(self, slices: list[tuple[NDArray[np.uint8], Box]], size: tuple[int, int]) -> Known:
+        """Place each slice on a canvas of ``size`` = (width, height) and encode it."""
+        pipeline, (width, height) = self._pipeline, size
+        cell = pipeline.vae_scale_factor
+        canvases, masks = [], []
+        for subject, (x, y, w, h) in slices:
+            small = np.asarray(Image.fromarray(subject).resize((w, h), Image.Resampling.LANCZOS))
+            canvases.append(np.pad(small, ((y, height - y - h), (x, width - x - w), (0, 0)), mode="edge"))
+            inside = np.zeros((height, width), np.float32)
+            inside[y : y + h, x : x + w] = 1.0
+            share = inside.reshape(height // cell, cell, width // cell, cell).mean((1, 3))
+            masks.append((share >= min(0.5, share.max()))[None])
+        pixels = torch.from_numpy(np.stack(canvases).transpose(0, 3, 1, 2).astype(np.float32) / 127.5 - 1.0)
         pixels = pixels.to(pipeline.device, pipeline.vae.dtype)
         latents = pipeline.vae.encode(pixels).latent_dist.mean * pipeline.vae.config.scaling_factor
-        inside = np.zeros((height, width), np.float32)
-        inside[y : y + h, x : x + w] = 1.0
-        cell = pipeline.vae_scale_factor
-        share = inside.reshape(height // cell, cell, width // cell, cell).mean((1, 3))
-        mask = torch.from_numpy((share >= min(0.5, share.max()))[None, None])
-        return Known(Image.fromarray(canvas), latents, mask.to(pipeline.device))
+        return Known(
+            [Image.fromarray(canvas) for canvas in canvases],
+            latents,
+            torch.from_numpy(np.stack(masks)).to(pipeline.device),
+        )
 
     @torch.inference_mode()
     def _denoise(
@@ -262,14 +367,15 @@ class Generator:
         condition: dict[str, Tensor],
         known: Known | None,
         size: tuple[int, int],
-        seed: int,
+        seeds: list[int],
         steps: int,
         guidance: float,
     ) -> NDArray[np.uint8]:
         pipeline, (height, width) = self._pipeline, size
-        # Drawn on the CPU, so that the device does not change the picture more than its rounding does.
-        random = torch.Generator("cpu").manual_seed(seed)
-        image = condition["image"][None]
+        # Drawn on the CPU, so that the device does not change the picture more than its rounding does; and by a
+        # generator for each picture, so that the others of its batch do not.
+        random = [torch.Generator("cpu").manual_seed(seed) for seed in seeds]
+        image = condition["image"][:, None]
         common = {
             "prompt_embeds": condition["text"],
             "negative_prompt_embeds": condition["no_text"],
@@ -282,15 +388,16 @@ class Generator:
         if known is None:
             result = pipeline(height=height, width=width, num_inference_steps=steps, **common)
         else:
-            noise = torch.randn(known.latents.shape, generator=random).to(known.latents)
+            shape = known.latents.shape[1:]
+            noise = torch.stack([torch.randn(shape, generator=own) for own in random]).to(known.latents)
             result = self._outward(
-                image=known.canvas,
+                image=known.canvases,
                 strength=START,
                 num_inference_steps=math.ceil(steps / START),
                 callback_on_step_end=_tie(known, noise),
                 **common,
             )
-        return (result.images[0] * 255).round().astype(np.uint8)
+        return (result.images * 255).round().astype(np.uint8)
 
 
 def load_pipeline(stable_diffusion: str | Path, device: str = "cpu") -> StableDiffusionPipeline:
@@ -343,26 +450,7 @@ def _tie(known: Known, noise: Tensor) -> Callable[..., dict[str, Tensor]]:
     return put_back
 
 
-def _check(
-    captions: Sequence[str],
-    subject: NDArray[np.uint8] | None,
-    box: Box | None,
-    size: tuple[int, int],
-    ip_scale: float,
-    steps: int,
-) -> None:
-    if len(captions) not in (0, 1, 4):
-        raise BadInputError(f"{len(captions)} captions: must be 4 (one a block), 1 or none")
-    if min(size) < 1:
-        raise BadInputError(f"picture size {size[0]}x{size[1]}: must be at least 1x1")
-    if (subject is None) != (box is None):
-        raise BadInputError("the subject's slice and its box must be given together")
-    if subject is not None and (subject.ndim != 3 or subject.shape[2] != 3 or not subject.size):
-        raise BadInputError(f"the subject's slice has shape {subject.shape}: must be (height, width, 3), not empty")
-    if box is not None:
-        x, y, w, h = box
-        if min(x, y) < 0 or min(w, h) < 1 or x + w > size[0] or y + h > size[1]:
-            raise BadInputError(f"subject box {box}: must lie inside the picture of {size[0]}x{size[1]}")
+def _check(ip_scale: float, steps: int) -> None:
     if not (math.isfinite(ip_scale) and ip_scale >= 0):
         raise BadInputError(f"image prompt weight {ip_scale}: must be 0 or more")
     if not 1 <= steps <= MAX_STEPS:
@@ -371,43 +459,6 @@ def _check(
 
 def _enlarge(picture: NDArray[np.uint8], size: tuple[int, int]) -> NDArray[np.uint8]:
     return np.asarray(Image.fromarray(picture).resize(size, Image.Resampling.BICUBIC))
-
-
-def _scale(box: Box, size: tuple[int, int], target: tuple[int, int]) -> Box:
-    """The box at another size of the picture; inside it, and at least one pixel large."""
-    parts = []
-    for start, extent, limit, wanted in zip(box[:2], box[2:], size, target, strict=True):
-        low = min(wanted - 1, math.floor(start * wanted / limit + 0.5))
-        high = max(low + 1, min(wanted, math.floor((start + extent) * wanted / limit + 0.5)))
-        parts.append((low, high - low))
-    (x, w), (y, h) = parts
-    return x, y, w, h
-
-
-def _paste(picture: NDArray[np.uint8], subject: NDArray[np.uint8], box: Box) -> NDArray[np.uint8]:
-    """Lay the received pixels over the picture, fading towards the box's borders but not at the picture's edge."""
-    x, y, w, h = box
-    height, width = picture.shape[:2]
-    received = np.asarray(Image.fromarray(subject).resize((w, h), Image.Resampling.LANCZOS), np.float32)
-    feather = max(1.0, FEATHER * min(w, h))
-    weight = np.minimum.outer(_ramp(h, feather, y > 0, y + h < height), _ramp(w, feather, x > 0, x + w < width))[
-        ..., None
-    ]
-    result = picture.copy()
-    under = result[y : y + h, x : x + w].astype(np.float32)
-    result[y : y + h, x : x + w] = (weight * received + (1 - weight) * under).round().clip(0, 255).astype(np.uint8)
-    return result
-
-
-def _ramp(length: int, feather: float, fade_start: bool, fade_stop: bool) -> NDArray[np.float32]:
-    """Weights over one side of the box that rise from its faded ends to 1."""
-    place = np.arange(length, dtype=np.float32) + 0.5
-    weight = np.ones(length, np.float32)
-    if fade_start:
-        weight = np.minimum(weight, place / feather)
-    if fade_stop:
-        weight = np.minimum(weight, (length - place) / feather)
-    return weight
 
 
 def _check_pipeline(directory: Path) -> None:

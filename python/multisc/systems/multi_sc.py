@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import struct
 import sys
-from collections.abc import Iterable
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -22,7 +22,7 @@ from multisc.errors import BadInputError
 from multisc.images import MAX_PIXELS
 from multisc.models.captioner import Captioner
 from multisc.models.corrector import Corrector
-from multisc.models.generator import Generator
+from multisc.models.generator import MAX_BATCH, Generator, Order
 from multisc.models.profile import load_profile
 from multisc.models.segmenter import Segmenter
 from multisc.phy.transport import channel_uses
@@ -154,6 +154,27 @@ class SideInfo:
         return cls(width, height, (x, y, w, h), *piece, blocks, TEXT_MODES[mode], dimensions, expected_db)
 
 
+@dataclass(frozen=True)
+class _Arrived:
+    """What was delivered of a picture: side information, a reading of each caption, the slice if it is there."""
+
+    side_info: SideInfo
+    readings: list[Reading]
+    piece: NDArray[np.uint8] | None
+
+    @property
+    def texts(self) -> list[str]:
+        return [reading.text for reading in self.readings]
+
+    @property
+    def size(self) -> tuple[int, int]:
+        return self.side_info.width, self.side_info.height
+
+    def order(self, captions: Sequence[str], seed: int) -> Order:
+        """What the generator is to make of it, once the captions are corrected."""
+        return Order(captions, self.piece, self.side_info.box if self.piece is not None else None, self.size, seed)
+
+
 def split(image: NDArray[np.uint8], blocks: int) -> list[NDArray[np.uint8]]:
     """Divide a picture into its blocks: the whole, or quarters top left, top right, bottom left, bottom right.
 
@@ -193,15 +214,26 @@ class MultiSc:
 
     def encode(self, image: NDArray[np.uint8], options: Options) -> Encoded:
         """See ``System.encode``; the streams are the slice and the captions in the order of the blocks."""
+        return self.encode_many([image], options)[0]
+
+    def encode_many(self, images: Sequence[NDArray[np.uint8]], options: Options) -> list[Encoded]:
+        """See ``BatchSystem.encode_many``: the captions of all blocks of all pictures are made in one batch."""
         chosen = parse_options(MultiScOptions, options, self.name)
+        blocks = [block for image in images for block in split(image, self._blocks)]
+        captions = self._captioner.caption(blocks)
+        channel = TextChannel(self._captioner, chosen.text_mode, chosen.text_dimensions, chosen.text_bits)
+        own = (captions[start : start + self._blocks] for start in range(0, len(captions), self._blocks))
+        return [self._encode(image, ids, channel, chosen) for image, ids in zip(images, own, strict=True)]
+
+    def _encode(
+        self, image: NDArray[np.uint8], captions: list[list[int]], channel: TextChannel, chosen: MultiScOptions
+    ) -> Encoded:
         height, width = image.shape[:2]
         subject = self._segmenter.segment(image)
-        token_ids = self._captioner.caption(split(image, self._blocks))
-        channel = TextChannel(self._captioner, chosen.text_mode, chosen.text_dimensions, chosen.text_bits)
         quantiser = channel.book.quantiser
         texts = [
             Stream(name, channel.coefficients(ids), chosen.text_modulation, chosen.text_code, quantiser)
-            for name, ids in zip(BLOCK_NAMES[self._blocks], token_ids, strict=True)
+            for name, ids in zip(BLOCK_NAMES[self._blocks], captions, strict=True)
         ]
         coded = self._encode_slice(image, subject.box, chosen, sum(map(channel_uses, texts)))
         piece = coded.piece
@@ -222,52 +254,76 @@ class MultiSc:
             "box": list(subject.box),
             "label": subject.label,
             "slice": piece,
-            "captions": [self._captioner.decode(ids) for ids in token_ids],
+            "captions": [self._captioner.decode(ids) for ids in captions],
         }
         return Encoded([coded.stream, *texts], side_info.pack(), preview)
 
     def decode(self, received: ReceivedImage, options: Options) -> Reconstruction:
         """See ``System.decode``; nothing can be shown only when no stream was delivered."""
+        return self.decode_many([received], options)[0]
+
+    def decode_many(self, received: Sequence[ReceivedImage], options: Options) -> list[Reconstruction]:
+        """See ``BatchSystem.decode_many``: captions are corrected, and pictures of one size made, in batches."""
         chosen = parse_options(MultiScOptions, options, self.name)
+        arrived = [self._read(one, chosen) for one in received]
+        shown = [one for one in arrived if one is not None]
+        made = iter([self._draft(one) for one in shown] if chosen.draft else self._rebuild(shown, chosen))
+        nothing = Reconstruction(None, outage_reason="no stream of the picture was delivered")
+        return [nothing if one is None else next(made) for one in arrived]
+
+    def _read(self, received: ReceivedImage, chosen: MultiScOptions) -> _Arrived | None:
+        """Read captions and slice out of the streams; None when none of them was delivered."""
         side_info = SideInfo.unpack(received.side_info)
         streams = {stream.name: stream for stream in received.streams if stream.delivered}
-        names = BLOCK_NAMES[side_info.blocks]
         if not streams:
-            return Reconstruction(None, outage_reason="no stream of the picture was delivered")
+            return None
         bits = chosen.text_bits if side_info.text_mode == "embedding" else 1
         channel = TextChannel(self._captioner, side_info.text_mode, side_info.text_dimensions, bits)
-        readings = [channel.read(streams[name].data) if name in streams else Reading.lost() for name in names]
-        noisy = [reading.text for reading in readings]
+        readings = [
+            channel.read(streams[name].data) if name in streams else Reading.lost()
+            for name in BLOCK_NAMES[side_info.blocks]
+        ]
         piece = None
-        preview: dict[str, Any] = {}
         if slices.STREAM in streams:
             size = (side_info.slice_width, side_info.slice_height)
             sent_as = replace(chosen, slice_codec=side_info.slice_codec, expected_db=side_info.expected_db)
             piece = self._slice_codec(sent_as).decode(streams[slices.STREAM], size)
-        if piece is not None:
-            preview["slice"] = piece
-        if chosen.draft:
-            preview |= {"box": list(side_info.box), "size": [side_info.width, side_info.height]}
-            return Reconstruction(None, {"received": noisy}, "a draft has no picture", preview)
-        tokens = None if side_info.text_mode == "byte" else self._tokens
-        corrected = self._corrector.correct_readings(readings, tokens)
+        return _Arrived(side_info, readings, piece)
 
-        def generate(seed: int) -> NDArray[np.uint8]:
-            return self._generator.generate(
-                corrected,
-                subject=piece,
-                box=side_info.box if piece is not None else None,
-                size=(side_info.width, side_info.height),
-                ip_scale=chosen.ip_scale,
-                seed=seed,
-                steps=chosen.steps,
-            )
+    def _draft(self, arrived: _Arrived) -> Reconstruction:
+        preview = {"box": list(arrived.side_info.box), "size": list(arrived.size), **_preview(arrived)}
+        return Reconstruction(None, {"received": arrived.texts}, "a draft has no picture", preview)
 
-        candidates = (generate(chosen.seed + number) for number in range(chosen.candidates))
-        image = self._closest(candidates, corrected) if chosen.candidates > 1 else next(candidates)
-        return Reconstruction(image, {"received": noisy, "corrected": corrected}, preview=preview)
+    def _rebuild(self, arrived: list[_Arrived], chosen: MultiScOptions) -> list[Reconstruction]:
+        captions = self._correct(arrived)
+        if chosen.candidates == 1:
+            orders = [one.order(texts, chosen.seed) for one, texts in zip(arrived, captions, strict=True)]
+            pictures = self._generator.generate_all(orders, chosen.ip_scale, chosen.steps)
+        else:
+            pictures = [self._closest(one, texts, chosen) for one, texts in zip(arrived, captions, strict=True)]
+        return [
+            Reconstruction(picture, {"received": one.texts, "corrected": texts}, preview=_preview(one))
+            for picture, one, texts in zip(pictures, arrived, captions, strict=True)
+        ]
 
-    def _closest(self, candidates: Iterable[NDArray[np.uint8]], captions: list[str]) -> NDArray[np.uint8]:
+    def _correct(self, arrived: list[_Arrived]) -> list[list[str]]:
+        """Correct the captions of all pictures; those whose tokens BART knows take in what the channel says."""
+        corrected: dict[tuple[int, int], str] = {}
+        for in_bytes in (False, True):
+            places = [
+                (number, place)
+                for number, one in enumerate(arrived)
+                if (one.side_info.text_mode == "byte") == in_bytes
+                for place in range(len(one.readings))
+            ]
+            readings = [arrived[number].readings[place] for number, place in places]
+            tokens = None if in_bytes else self._tokens
+            corrected |= zip(places, self._corrector.correct_readings(readings, tokens), strict=True)
+        return [
+            [corrected[number, place] for place in range(len(one.readings))] for number, one in enumerate(arrived)
+        ]
+
+    def _closest(self, arrived: _Arrived, captions: list[str], chosen: MultiScOptions) -> NDArray[np.uint8]:
         """The candidate that the captioner finds to fit the captions best; the first when there are none."""
 
         def fit(picture: NDArray[np.uint8]) -> float:
@@ -275,7 +331,16 @@ class MultiSc:
             likelihoods = self._captioner.log_likelihood([block for block, _ in pairs], [text for _, text in pairs])
             return float(likelihoods.sum())
 
-        return max(candidates, key=fit)
+        seeds = range(chosen.seed, chosen.seed + chosen.candidates)
+        best: tuple[float, NDArray[np.uint8]] | None = None
+        for start in range(0, len(seeds), MAX_BATCH):
+            orders = [arrived.order(captions, seed) for seed in seeds[start : start + MAX_BATCH]]
+            for picture in self._generator.generate_all(orders, chosen.ip_scale, chosen.steps):
+                found = fit(picture)
+                if best is None or found > best[0]:
+                    best = found, picture
+        assert best is not None
+        return best[1]
 
     def _encode_slice(
         self, image: NDArray[np.uint8], box: pixels.Box, chosen: MultiScOptions, text_uses: int
@@ -307,6 +372,10 @@ class MultiSc:
         if chosen.slice_codec == "bpg":
             return slices.BpgSlices(chosen.slice_modulation, chosen.slice_code or "nr:1/2")
         return slices.PixelSlices(chosen.slice_bits, chosen.slice_modulation, chosen.slice_code or "none")
+
+
+def _preview(arrived: _Arrived) -> dict[str, Any]:
+    return {} if arrived.piece is None else {"slice": arrived.piece}
 
 
 def multi_sc(models: str) -> MultiSc:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import struct
 from bisect import bisect_right
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -19,7 +20,7 @@ from multisc.codecs.text import TEXT_MODES, TextChannel
 from multisc.errors import BadInputError
 from multisc.images import MAX_PIXELS
 from multisc.models.blip import BlipCaptioner
-from multisc.models.generator import Generator
+from multisc.models.generator import Generator, Order
 from multisc.models.profile import load_profile
 from multisc.phy.transport import MAX_LENGTH, channel_uses
 from multisc.streams import DIGITAL_MODULATIONS, Encoded, ReceivedImage, Reconstruction, Stream
@@ -177,9 +178,16 @@ class CaptionOnly:
         Raises:
             BadInputError: also for a limit that the caption does not fit into.
         """
+        return self.encode_many([image], options)[0]
+
+    def encode_many(self, images: Sequence[NDArray[np.uint8]], options: Options) -> list[Encoded]:
+        """See ``BatchSystem.encode_many``: all pictures are captioned in one batch."""
         chosen = parse_options(CaptionOptions, options, self.name)
+        captions = self._describer.caption(list(images))
+        return [self._encode(image, tokens, chosen) for image, tokens in zip(images, captions, strict=True)]
+
+    def _encode(self, image: NDArray[np.uint8], tokens: list[int], chosen: CaptionOptions) -> Encoded:
         height, width = image.shape[:2]
-        tokens = self._describer.caption([image])[0]
         channel, stream = self._fit(tokens, chosen, limit(chosen.channel_uses, chosen.cbr, height, width))
         side_info = SideInfo(width, height, channel.mode, channel.book.dimensions)
         uses = channel_uses(stream)
@@ -189,17 +197,26 @@ class CaptionOnly:
 
     def decode(self, received: ReceivedImage, options: Options) -> Reconstruction:
         """See ``System.decode``; an outage only when nothing at all was received."""
+        return self.decode_many([received], options)[0]
+
+    def decode_many(self, received: Sequence[ReceivedImage], options: Options) -> list[Reconstruction]:
+        """See ``BatchSystem.decode_many``: pictures of one size are made in one batch."""
         chosen = parse_options(CaptionOptions, options, self.name)
+        orders = [self._order(one, chosen) for one in received]
+        made = iter(self._generator.generate_all([order for order in orders if order], steps=chosen.steps))
+        nothing = Reconstruction(None, outage_reason="nothing of the caption was received")
+        return [Reconstruction(next(made), {"received": list(o.captions)}) if o else nothing for o in orders]
+
+    def _order(self, received: ReceivedImage, chosen: CaptionOptions) -> Order | None:
+        """What the generator is to make of what arrived; None when nothing did."""
         side_info = SideInfo.unpack(received.side_info, self.name)
         stream = next((s for s in received.streams if s.name == STREAM and s.delivered), None)
         if stream is None:
-            return Reconstruction(None, outage_reason="nothing of the caption was received")
+            return None
         dimensions = side_info.text_dimensions
         channel = TextChannel(self._describer, side_info.text_mode, dimensions, chosen.text_bits)
         text = channel.text(stream.data)
-        size = (side_info.width, side_info.height)
-        image = self._generator.generate([text], None, None, size, seed=chosen.seed, steps=chosen.steps)
-        return Reconstruction(image, {"received": [text]})
+        return Order([text], None, None, (side_info.width, side_info.height), chosen.seed)
 
     def _fit(self, tokens: list[int], chosen: CaptionOptions, allowed: int | None) -> tuple[TextChannel, Stream]:
         """The caption as a stream, with as many coefficients a token as the limit allows."""
