@@ -6,14 +6,17 @@ tokenizer without tokenizer.json, is what loading must cope with.
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import torch
 from diffusers import AutoencoderKL, PNDMScheduler, UNet2DConditionModel
+from hub_blip import blip, blip2
+from hub_files import rename_shards, rename_weights, write_json, write_slow_tokenizer
+from hub_llava_7b import llava_7b
 from miniatures import BPE, SENTENCES, write_bart
 from safetensors.torch import load_file, save_file
 from transformers import (
+    BartConfig,
     BartForConditionalGeneration,
     BartModel,
     CLIPTextConfig,
@@ -67,6 +70,7 @@ def light_llava(directory: Path, shard_size: str = "20KB") -> Path:
         num_attention_heads=2,
         num_key_value_heads=1,
         tie_word_embeddings=True,
+        initializer_range=0.5,  # so that it says something, and something else of another picture
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.eos_token_id,
     )
@@ -79,11 +83,11 @@ def light_llava(directory: Path, shard_size: str = "20KB") -> Path:
         tie_word_embeddings=True,
     )
     LlavaForConditionalGeneration(config).half().save_pretrained(directory, max_shard_size=shard_size)
-    _rename_shards(directory, {"vision_tower.": "vision_tower.vision_model."})
+    rename_shards(directory, {"vision_tower.": "vision_tower.vision_model."})
     tokenizer.save_pretrained(directory)
     (directory / "chat_template.jinja").unlink(missing_ok=True)
-    _write(directory / "chat_template.json", {"chat_template": QWEN_TEMPLATE})
-    _write(
+    write_json(directory / "chat_template.json", {"chat_template": QWEN_TEMPLATE})
+    write_json(
         directory / "preprocessor_config.json",
         {
             "do_convert_rgb": None,
@@ -99,7 +103,7 @@ def light_llava(directory: Path, shard_size: str = "20KB") -> Path:
             "size": {"height": 32, "width": 32},
         },
     )
-    _write(
+    write_json(
         directory / "processor_config.json",
         {
             "image_token": "<image>",
@@ -115,15 +119,17 @@ def light_llava(directory: Path, shard_size: str = "20KB") -> Path:
 def bart(directory: Path) -> Path:
     """facebook/bart-base: the bare model without the language-model head, and no tokenizer_config.json."""
     write_bart(directory)
-    whole = BartForConditionalGeneration.from_pretrained(directory)
-    config = whole.config
+    config = BartConfig.from_pretrained(directory)
+    config.init_std = 0.5
+    torch.manual_seed(4)
+    whole = BartForConditionalGeneration(config)
     config.architectures = ["BartModel"]
     bare = BartModel(config)
     bare.load_state_dict(whole.model.state_dict())
     bare.save_pretrained(directory)
     for name in ("tokenizer_config.json", "special_tokens_map.json", "generation_config.json"):
         (directory / name).unlink(missing_ok=True)
-    _write_slow_tokenizer(directory)
+    write_slow_tokenizer(directory)
     (directory / "pytorch_model.bin").write_bytes(b"not wanted")
     (directory / "rust_model.ot").write_bytes(b"not wanted")
     return directory
@@ -153,10 +159,10 @@ def stable_diffusion(directory: Path) -> UNet2DConditionModel:
         attention_head_dim=2,
     )
     vae = AutoencoderKL(
-        block_out_channels=(8, 16),
+        block_out_channels=(8, 8, 8, 16),
         norm_num_groups=4,
-        down_block_types=("DownEncoderBlock2D",) * 2,
-        up_block_types=("UpDecoderBlock2D",) * 2,
+        down_block_types=("DownEncoderBlock2D",) * 4,
+        up_block_types=("UpDecoderBlock2D",) * 4,
         latent_channels=4,
     )
     parts = {"unet": unet, "vae": vae, "text_encoder": CLIPTextModel(text)}
@@ -164,7 +170,7 @@ def stable_diffusion(directory: Path) -> UNet2DConditionModel:
         model.save_pretrained(directory / name)
         (directory / name / "diffusion_pytorch_model.fp16.safetensors").write_bytes(b"not wanted")
         (directory / name / "pytorch_model.bin").write_bytes(b"not wanted")
-    _rename_weights(
+    rename_weights(
         directory / "vae/diffusion_pytorch_model.safetensors",
         {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "proj_attn"},
     )
@@ -173,17 +179,17 @@ def stable_diffusion(directory: Path) -> UNet2DConditionModel:
         {f"text_model.{name.removeprefix('text_model.')}": t for name, t in load_file(weights).items()}, weights
     )
     tokenizer.save_pretrained(directory / "tokenizer")
-    _write_slow_tokenizer(directory / "tokenizer")
+    write_slow_tokenizer(directory / "tokenizer")
     (directory / "tokenizer/tokenizer.json").unlink()
     PNDMScheduler(
         beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", steps_offset=1, skip_prk_steps=True
     ).save_pretrained(directory / "scheduler")
     (directory / "feature_extractor").mkdir()
-    _write(directory / "feature_extractor/preprocessor_config.json", CLIP_PROCESSOR)
+    write_json(directory / "feature_extractor/preprocessor_config.json", CLIP_PROCESSOR)
     (directory / "safety_checker").mkdir()
     (directory / "safety_checker/model.safetensors").write_bytes(b"not wanted")
     (directory / "v1-5-pruned.ckpt").write_bytes(b"not wanted")
-    _write(
+    write_json(
         directory / "model_index.json",
         {
             "_class_name": "StableDiffusionPipeline",
@@ -242,41 +248,13 @@ def ip_adapter(directory: Path, unet: UNet2DConditionModel) -> Path:
 def foundation(directory: Path) -> dict[str, Path]:
     """Write all of them; returns the directories by their repositories' names."""
     unet = stable_diffusion(directory / "sd")
+    blip(directory / "blip")
     return {
         "llava-hf/llava-interleave-qwen-0.5b-hf": light_llava(directory / "llava"),
         "facebook/bart-base": bart(directory / "bart"),
         "stable-diffusion-v1-5/stable-diffusion-v1-5": directory / "sd",
         "h94/IP-Adapter": ip_adapter(directory / "ip", unet),
+        "llava-hf/llava-1.5-7b-hf": llava_7b(directory / "llava-7b"),
+        "Salesforce/blip-image-captioning-base": directory / "blip",
+        "Salesforce/blip2-opt-2.7b": blip2(directory / "blip2"),
     }
-
-
-def _write(file: Path, values: object) -> None:
-    file.write_text(json.dumps(values, indent=2))
-
-
-def _write_slow_tokenizer(directory: Path) -> None:
-    model = json.loads((directory / "tokenizer.json").read_text())["model"]
-    _write(directory / "vocab.json", model["vocab"])
-    pairs = [" ".join(pair) if isinstance(pair, list) else pair for pair in model["merges"]]
-    (directory / "merges.txt").write_text("\n".join(["#version: 0.2", *pairs]) + "\n")
-
-
-def _renamed(name: str, names: dict[str, str]) -> str:
-    for new, old in names.items():
-        if old not in name:
-            name = name.replace(new, old)
-    return name
-
-
-def _rename_weights(file: Path, names: dict[str, str]) -> None:
-    tensors = {_renamed(name, names): tensor for name, tensor in load_file(file).items()}
-    save_file(tensors, file, metadata={"format": "pt"})
-
-
-def _rename_shards(directory: Path, names: dict[str, str]) -> None:
-    for file in directory.glob("*.safetensors"):
-        _rename_weights(file, names)
-    index = directory / "model.safetensors.index.json"
-    values = json.loads(index.read_text())
-    values["weight_map"] = {_renamed(name, names): file for name, file in values["weight_map"].items()}
-    _write(index, values)

@@ -1,4 +1,7 @@
-"""Tiny, untrained checkpoints in exactly the format of the hub: configuration, tokenizer, processor, safetensors."""
+"""Tiny, untrained checkpoints as this release of the libraries writes them, and with them `multisc train`.
+
+As the hub has the published ones, written by older releases: ``hub_miniatures``.
+"""
 
 from __future__ import annotations
 

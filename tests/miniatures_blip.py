@@ -1,4 +1,7 @@
-"""Tiny, untrained BLIP and BLIP-2 checkpoints and a projection, in exactly the hub's formats."""
+"""Tiny, untrained BLIP and BLIP-2 checkpoints and a projection, as `multisc train` writes them.
+
+As the hub has the published ones: ``hub_blip``.
+"""
 
 from __future__ import annotations
 

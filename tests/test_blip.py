@@ -1,4 +1,4 @@
-"""BLIP and BLIP-2, on miniatures in the hub's format and on the embedded checkpoints."""
+"""BLIP and BLIP-2, on miniatures and on the embedded checkpoints."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The captioner, on a miniature in the hub's format and on the embedded checkpoint."""
+"""The captioner, on a miniature and on the embedded checkpoint."""
 
 from __future__ import annotations
 

@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-import functools
 import json
 import pickle
 import shutil
 import sys
-import types
-from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from threading import Thread
 
 import hub_miniatures
 import numpy as np
 import pytest
 import torch
 from fake_hub import FakeHub, running_hub
+from fake_torchvision import published_fcn, stand_in
 from safetensors.torch import load_file
 
 from multisc.cli import main
@@ -228,58 +225,17 @@ def test_bad_usage_is_one_line_and_exit_code_2(arguments, says, capsys):
 # ---- torchvision's FCN: published as a pickle ---------------------------------------------------------------------
 
 
-class TinyFcn(torch.nn.Module):
-    """In torchvision's place: the names and the output of ``fcn_resnet50``, at any size."""
-
-    def __init__(self, classes: int) -> None:
-        super().__init__()
-        self.backbone = torch.nn.Conv2d(3, 4, 3, padding=1)
-        self.classifier = torch.nn.Conv2d(4, classes, 1)
-        self.aux_classifier = torch.nn.Conv2d(4, classes, 1)
-
-    def forward(self, pictures):
-        features = self.backbone(pictures)
-        return {"out": self.classifier(features), "aux": self.aux_classifier(features)}
-
-
 @pytest.fixture
 def torchvision(monkeypatch):
-    """A module of torchvision's interface: there is none for a torch without CUDA."""
-
-    def fcn_resnet50(*, weights, weights_backbone, num_classes, aux_loss):
-        assert (weights, weights_backbone, aux_loss) == (None, None, True)
-        return TinyFcn(num_classes)
-
-    for name in ("torchvision", "torchvision.models", "torchvision.models.segmentation"):
-        monkeypatch.setitem(sys.modules, name, types.ModuleType(name))
-    sys.modules["torchvision.models.segmentation"].fcn_resnet50 = fcn_resnet50
+    stand_in(monkeypatch)
 
 
 @pytest.fixture
 def fcn(tmp_path, monkeypatch):
     """The published pickle on a server of its own; returns its path and the checkpoint in the catalogue."""
-    folder = tmp_path / "pytorch.org"
-    folder.mkdir()
-    torch.manual_seed(0)
-    file = folder / "fcn.pth"
-    torch.save(TinyFcn(21).state_dict(), file)
-
-    class Quiet(SimpleHTTPRequestHandler):
-        def log_message(self, *_: object) -> None:
-            pass
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Quiet, directory=str(folder)))
-    thread = Thread(target=server.serve_forever, args=(0.02,))
-    thread.start()
-    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
     monkeypatch.setenv("HF_HOME", str(tmp_path / "home"))
-    pickled = Pickle(f"http://127.0.0.1:{server.server_port}/fcn.pth", module.digest(file)[:8])
-    checkpoint = module.Checkpoint("torchvision/fcn", "V1", "BSD-3-Clause", (), 1000, 1000, pickled)
-    monkeypatch.setitem(CATALOGUE["foundation"], "fcn", checkpoint)
-    yield file, checkpoint
-    server.shutdown()
-    thread.join()
-    server.server_close()
+    with published_fcn(tmp_path / "pytorch.org", monkeypatch) as published:
+        yield published
 
 
 def test_the_fcn_is_converted_once_and_finds_subjects(fcn, torchvision, capsys):

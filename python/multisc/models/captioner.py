@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 PAPER_QUERY = "Relay a brief, clear account of the picture shown."
 DEFAULT_MAX_TOKENS = 48
 MAX_SAMPLES = 64
+_BESIDE_PATCHES = {"clip_vision_model": 1, "siglip_vision_model": 0}  # image tokens: CLIP has a class token
 
 
 class Captioner:
@@ -68,6 +69,14 @@ class Captioner:
         with explained(place):
             # The Pillow backend on purpose: torchvision need not be installed, and both ends prepare pictures alike.
             processor = LlavaProcessor.from_pretrained(place.name, backend="pil", **place.arguments)
+        if not (processor.chat_template or processor.tokenizer.chat_template):
+            raise ModelError(f"model {place.name}: its chat template is missing; {place.remedy}")
+        vision = model.config.vision_config
+        if vision.model_type in _BESIDE_PATCHES:
+            # Releases before 4.47 did not write these down; they are the model's in any case.
+            processor.patch_size = vision.patch_size
+            processor.num_additional_image_tokens = _BESIDE_PATCHES[vision.model_type]
+            processor.vision_feature_select_strategy = model.config.vision_feature_select_strategy
         captioner = cls(model, processor)
         if len(processor.tokenizer) > len(captioner.table) or processor.image_token_id != model.config.image_token_id:
             raise ModelError(

@@ -16,12 +16,11 @@ from pathlib import Path
 from typing import Any
 
 from multisc.errors import ModelError
-from multisc.models.profile import CATALOGUE, TEXT_FILES, Checkpoint, Pickle
+from multisc.models.profile import CATALOGUE, TEXT_FILES, WEIGHTS, Checkpoint, Pickle
 
 CHUNK = 1 << 20
 STALL_S = 20.0  # without a byte, before a download that is not the hub's library's is given up
 DEFAULT_FILES = (*TEXT_FILES, "*.safetensors")
-WEIGHTS = "model.safetensors"
 Report = Callable[[int, int], None]
 _listeners: list[Callable[[str], None]] = []
 
@@ -207,7 +206,7 @@ def convert(file: Path, sha256: str, target: Path) -> None:
 
     found = digest(file)
     if not found.startswith(sha256):
-        file.unlink()
+        file.resolve().unlink()  # in the hub's cache it is a link
         raise ModelError(f"model file {file}: its SHA-256 is {found}, published is {sha256}; fetch it again")
     try:
         tensors: Any = torch.load(file, map_location="cpu", weights_only=True)

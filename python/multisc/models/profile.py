@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 EMBEDDED_DIRECTORY = Path(__file__).parent / "embedded"
 # The parts of a profile; in a directory of checkpoints each is a subdirectory of this name.
 PARTS = ("fcn", "llava", "bart", "stable-diffusion", "ip-adapter", "blip", "blip2", "deep-jscc", "vlf-projection")
+WEIGHTS = "model.safetensors"  # of a checkpoint that was converted
 TEXT_FILES = ("*.json", "*.txt", "*.jinja", "*.model")  # configuration, tokenizer, processor
 
 Part = TypeVar("Part", covariant=True)
@@ -72,6 +73,11 @@ class Checkpoint:
     def directory(self) -> Path:
         """Where a converted checkpoint is kept, beside the hub's cache."""
         return _own_cache() / f"{self.repository.replace('/', '--')}-{self.revision[:12]}"
+
+    @property
+    def missing(self) -> bool:
+        """Whether it must be converted before it can be loaded, and was not yet."""
+        return self.pickle is not None and not (self.directory / WEIGHTS).is_file()
 
     @property
     def source(self) -> str:
@@ -269,7 +275,7 @@ class Profile:
             raise ModelError(f"models {self.name}: no {part}; put its checkpoint into a subdirectory of that name")
         source = self.sources[part]
         published = CATALOGUE.get(self.name, {}).get(part)
-        if published and published.pickle and not Path(source).is_dir():
+        if published and source == published.source and published.missing:
             raise ModelError(
                 f"models {self.name}: {part} is not here yet and must be converted from a pickle: "
                 f"run `multisc models fetch --models {self.name}`"

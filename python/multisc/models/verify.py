@@ -38,9 +38,11 @@ def published(profile: Profile) -> Mapping[str, Checkpoint]:
 def directory_of(profile: Profile, part: str) -> Path | None:
     """Return where a part's files are, without a network; None when they are not here."""
     source = profile.sources[part]
+    checkpoint = published(profile).get(part)
+    if checkpoint and source == checkpoint.source and checkpoint.missing:
+        return None
     if Path(source).is_dir():
         return Path(source)
-    checkpoint = published(profile).get(part)
     if checkpoint is None or checkpoint.pickle:
         return None
     return hub.cached(checkpoint.repository, checkpoint.revision, checkpoint.files)
