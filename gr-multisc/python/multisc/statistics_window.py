@@ -12,7 +12,7 @@ from .link_statistics import LinkState
 ROWS = (
     ("Es/N0", lambda s: _number(s.snr_db, "{:.1f} dB")),
     ("EVM of the pilots", lambda s: _number(100 * s.evm, "{:.1f} %")),
-    ("Carrier offset", lambda s: _number(s.cfo_hz, "{:+.0f} Hz")),
+    ("Carrier offset", lambda s: _number(s.cfo_hz, "{:+z.0f} Hz")),
     ("Clock offset", lambda s: _number(s.clock_ppm, "{:+.1f} ppm")),
     ("Bursts received, header wrong", lambda s: f"{s.bursts}, {s.header_failures}"),
     ("Burst error rate", lambda s: _number(100 * s.burst_error_rate, "{:.1f} %")),
