@@ -4,6 +4,7 @@ import itertools
 import os
 import signal
 import subprocess
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -15,7 +16,8 @@ from multisc.link import wire
 from multisc.link.handler import BatchHandler, SystemsHandler
 from multisc.link.jobs import Job, Queue, kind_of, layout_of, split
 from multisc.link.pool import child_environment
-from multisc.link.worker import WorkerSettings, command
+from multisc.link.server import Server, ServerConfig
+from multisc.link.worker import Worker, WorkerSettings, command
 from multisc.streams import Encoded, ReceivedImage, Reconstruction, Stream
 
 
@@ -199,12 +201,21 @@ def test_a_worker_takes_no_more_than_its_share(kinds, limit, idle, batch):
     assert len(queue) == len(kinds)
 
 
-def test_the_queue_tells_places():
-    queue = Queue()
-    for number in (7, 3, 5):
-        queue.add(job(number))
-    queue.remove(7)
-    assert queue.places() == {3: 0, 5: 1}
+def test_a_queue_is_not_full_while_a_worker_is_idle():
+    """Requests that arrive in one turn find the worker they would have found one by one."""
+    given = []
+    server = Server(ServerConfig("tcp://127.0.0.1:0", queue=1), log=lambda line: None)
+    server._pool = SimpleNamespace(
+        idle=lambda: [] if given else [SimpleNamespace(index=0)],
+        assign=lambda worker, batch: given.append([number for number, _ in batch]) or True,
+    )
+    with Stranger(server.address) as peer:
+        for number in range(3):
+            peer.send(number, encode(number))
+        eventually(lambda: server._receive() or server._metrics.requests["EncodeRequest"] == 3, "all have come")
+        assert peer.answer()[1].code == "busy"
+    assert (given, len(server._queue)) == ([[1]], 1)
+    server._context.destroy(linger=0)
 
 
 def test_equal_options_are_of_one_kind():
@@ -353,6 +364,47 @@ def test_a_worker_that_works_for_nobody_and_goes_on_is_killed(tmp_path):
         peer.send(3, encode(3))
         assert peer.answer(wire.EncodedReply)[1].encoded.preview["pid"] != stubborn
         assert abandoned(peer.status()) == 2
+
+
+def test_a_worker_that_lets_go_in_time_is_kept(tmp_path):
+    with (
+        running_server(handler="link_handlers:Batches", call_off_grace_s=2.0) as server,
+        Stranger(server.address) as peer,
+    ):
+        held = hold(server, peer, tmp_path)
+        worker = peer.status()["workers"][0]["pid"]
+        first, second = Gate(tmp_path, "first"), Gate(tmp_path, "second")
+        with Stranger(server.address) as vanishing:
+            held.send(encode(1, {"gate": first.path}), encode(2, {"gate": first.path}), peer=vanishing)
+            held.release()
+            first.await_entry()
+        peer.send(3, encode(3, {"gate": second.path}))
+        second.await_entry()
+        end = peer.status()["metrics"]["uptime_s"] + 2.5
+        held.awaits(lambda status: status["metrics"]["uptime_s"] > end, "the grace is over")
+        second.open()
+        assert peer.answer(wire.EncodedReply)[1].encoded.preview["pid"] == worker
+
+
+def test_a_handler_is_interrupted_once_though_a_signal_comes_for_each_request(tmp_path):
+    before = signal.getsignal(signal.SIGUSR1)
+    worker = Worker(WorkerSettings(f"ipc://{tmp_path}/door", "w", os.getpid(), "", "", (), 1 << 20))
+    signals = []
+
+    def work():
+        worker._called_off = frozenset({1, 2})  # as the talking thread does
+        try:
+            signal.raise_signal(signal.SIGUSR1)
+        finally:
+            signal.raise_signal(signal.SIGUSR1)  # the handler cleans up
+            signals.append("both")
+
+    try:
+        assert worker._attempt([1, 2], work) is None
+        assert signals == ["both"]
+    finally:
+        signal.signal(signal.SIGUSR1, before)
+        worker._context.destroy(linger=0)
 
 
 # ---- between server and worker -----------------------------------------------------------------------------------
