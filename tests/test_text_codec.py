@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -271,6 +274,24 @@ def test_text_survives_a_clean_channel_in_every_mode(mode: str) -> None:
     assert channel.text(quantiser.dequantise(quantiser.quantise(coefficients))) == text
     assert channel.coefficients([]).size == 0
     assert channel.text(np.zeros(0, np.float32)) == ""
+
+
+def test_the_last_code_books_of_a_model_are_kept_as_long_as_it_is() -> None:
+    """Each picture makes one text channel at the sender and one at the receiver; whitening a large table is slow."""
+    model, other = Alphabet(), Alphabet()
+    first = TextChannel(model, dimensions=8).book
+    second = TextChannel(model, dimensions=9).book
+    assert TextChannel(model, dimensions=8).book is first
+    assert TextChannel(model, dimensions=8, bits=2).book.quantiser.bits == 2  # the third
+    assert TextChannel(model, dimensions=8).book is first
+    again = TextChannel(model, dimensions=9).book
+    assert again is not second
+    np.testing.assert_array_equal(again.rows, second.rows)
+    assert TextChannel(other, dimensions=8).book is not first
+    kept = weakref.ref(first)
+    del first, model
+    gc.collect()
+    assert kept() is None
 
 
 @pytest.mark.parametrize("mode", TEXT_MODES)

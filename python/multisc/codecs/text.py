@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from typing import Protocol
+from weakref import WeakKeyDictionary
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,6 +29,7 @@ _CERTAIN = 1.0 - 1e-7  # the closest to certain that a received bit may be, log-
 _NOISE_FLOOR = 1e-3  # least noise of coefficients of several bits, over their energy
 _ALTERNATIVES = 64
 _SURE = 0.999
+_KEPT = 2  # code books of a model: of 255 dimensions over Qwen1.5's 152k rows one takes 310 MB
 
 
 def default_dimensions(tokens: int) -> int:
@@ -235,11 +237,14 @@ class Words(Protocol):
         """Return the text of token ids."""
 
 
+_books: WeakKeyDictionary[Words, dict[tuple[int | None, int], EmbeddingCodec]] = WeakKeyDictionary()
+
+
 class TextChannel:
     """A caption's way into coefficients and out of them, in one of ``TEXT_MODES``.
 
     Args:
-        words: the language model that both ends hold.
+        words: the language model that both ends hold; its table must not change.
         mode: ``embedding`` sends each token's projected row (the paper's), ``token`` its number in binary,
             ``byte`` the text itself in UTF-8.
         dimensions: coefficients per token, None or 0 for what suits the mode; only ``embedding`` leaves a choice.
@@ -255,7 +260,7 @@ class TextChannel:
         self.mode = mode
         self._words = words
         if mode == "embedding":
-            self.book: CodeBook = EmbeddingCodec(words.table, dimensions or None, bits)
+            self.book: CodeBook = _embedding_book(words, dimensions or None, bits)
             return
         self.book = IndexCodec(len(words.table), MAX_TOKENS) if mode == "token" else IndexCodec(256, MAX_BYTES)
         if dimensions not in (None, 0, self.book.dimensions) or bits != 1:
@@ -288,6 +293,17 @@ class TextChannel:
     def text(self, coefficients: NDArray[np.floating]) -> str:
         """Return the likeliest text alone; see ``read``."""
         return self.read(coefficients).text
+
+
+def _embedding_book(words: Words, dimensions: int | None, bits: int) -> EmbeddingCodec:
+    """Return the code book of a model's table; the last ones are kept: whitening LLaVA-1.5's takes half a minute."""
+    kept = _books.setdefault(words, {})
+    key = dimensions, bits
+    book = kept.pop(key, None) or EmbeddingCodec(words.table, dimensions, bits)
+    kept[key] = book
+    for old in list(kept)[:-_KEPT]:
+        kept.pop(old, None)
+    return book
 
 
 def printable(text: str) -> str:
