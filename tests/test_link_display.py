@@ -12,7 +12,7 @@ pytest.importorskip("gnuradio", reason="GNU Radio is not installed")
 pytest.importorskip("gnuradio.multisc", reason="the blocks are not beside GNU Radio: make setup")
 
 from gnuradio.multisc import link_statistics, pdu
-from gnuradio.multisc.image_sink import MAX_CAPTION, view_of
+from gnuradio.multisc.image_view import MAX_CAPTION, view_of
 from gnuradio.multisc.message_block import Faults
 from gnuradio.multisc.request_block import RequestBlock
 

@@ -12,7 +12,7 @@ from PyQt5 import QtCore, QtGui, QtWidgets
 
 from multisc.errors import BadInputError
 
-from .image_sink import View
+from .image_view import View
 
 BACKGROUND = QtGui.QColor(32, 32, 36)
 CANVAS = QtGui.QColor(72, 72, 78)

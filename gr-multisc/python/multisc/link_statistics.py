@@ -65,7 +65,9 @@ class LinkState:
             f"images {self.images}, outages {self.outages}",
         ]
         if self.bursts:
-            measured = f"Es/N0 {self.snr_db:.1f} dB, EVM {100 * self.evm:.1f} %, carrier offset {self.cfo_hz:+z.0f} Hz"
+            measured = (
+                f"Es/N0 {self.snr_db:.1f} dB, EVM {100 * self.evm:.1f} %, carrier offset {self.cfo_hz:+z.0f} Hz"
+            )
             parts.insert(0, measured)
         if self.faults:
             parts.append(f"faults {self.faults}, the latest: {self.fault}")
