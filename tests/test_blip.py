@@ -139,6 +139,17 @@ def test_tokenizer_of_another_model(tmp_path: Path) -> None:
         Blip2.load(directory)
 
 
+@pytest.mark.parametrize("kind", [BlipCaptioner, Blip2])
+def test_image_processor_of_another_model(kind: type, tmp_path: Path) -> None:
+    directory = write_blip(tmp_path) if kind is BlipCaptioner else write_blip2(tmp_path)
+    file = directory / "processor_config.json"
+    values = json.loads(file.read_text())
+    values["image_processor"]["size"] = {"height": 40, "width": 40}
+    file.write_text(json.dumps(values))
+    with pytest.raises(ModelError, match="its image processor is another model's; copy the whole checkpoint"):
+        kind.load(directory)  # type: ignore[attr-defined]
+
+
 def test_pickle_is_never_opened(tmp_path: Path) -> None:
     directory = write_blip(tmp_path)
     shutil.move(directory / "model.safetensors", directory / "pytorch_model.bin")

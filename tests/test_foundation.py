@@ -16,7 +16,7 @@ import torch
 from fake_hub import FakeHub, running_hub
 from fake_torchvision import published_fcn, stand_in
 from hub_blip import pin_blip
-from hub_llava_7b import llava_7b
+from hub_llava_7b import CHAT_TEMPLATE, llava_7b
 from miniatures_blip import write_projection
 from safetensors import safe_open
 
@@ -255,8 +255,43 @@ def test_an_older_processor_file_does_not_count_image_tokens(
     assert Captioner.load(older).caption([PICTURE], max_tokens=3) == llava.caption([PICTURE], max_tokens=3)
 
 
-def test_a_chat_template_that_is_missing_is_said_at_once(directory: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("place", ["chat_template.jinja", "tokenizer_config.json"])
+def test_the_chat_template_where_other_releases_put_it(
+    llava: Captioner, directory: Path, place: str, tmp_path: Path
+) -> None:
+    moved = Path(shutil.copytree(directory, tmp_path / "moved"))
+    (moved / "chat_template.json").unlink()
+    if place.endswith(".jinja"):
+        (moved / place).write_text(CHAT_TEMPLATE)
+    else:
+        values = json.loads((moved / place).read_text())
+        (moved / place).write_text(json.dumps(values | {"chat_template": CHAT_TEMPLATE}))
+    assert Captioner.load(moved).caption([PICTURE], max_tokens=3) == llava.caption([PICTURE], max_tokens=3)
+
+
+@pytest.mark.parametrize(
+    ("template", "says"),
+    [
+        (None, "its chat template is missing"),
+        ("{% for message in %}", "Expected an expression"),
+        ("{{ ''.__class__.__mro__ }}", "is unsafe"),
+        ("USER: look.", "number of <image> tokens"),
+    ],
+)
+def test_a_chat_template_that_is_none_is_said_at_once(
+    directory: Path, template: str | None, says: str, tmp_path: Path
+) -> None:
     copied = Path(shutil.copytree(directory, tmp_path / "copied"))
-    (copied / "chat_template.json").unlink()
-    with pytest.raises(ModelError, match="its chat template is missing; copy the whole checkpoint there again"):
+    (copied / "chat_template.json").write_text(json.dumps({"chat_template": template}))
+    with pytest.raises(ModelError, match=f"{says}.*; copy the whole checkpoint there again") as error:
+        Captioner.load(copied)
+    assert "\n" not in str(error.value)
+
+
+def test_pictures_of_another_size_than_the_tower_s(directory: Path, tmp_path: Path) -> None:
+    copied = Path(shutil.copytree(directory, tmp_path / "copied"))
+    file = copied / "preprocessor_config.json"
+    size = {"crop_size": {"height": 42, "width": 42}, "size": {"shortest_edge": 42}}
+    file.write_text(json.dumps(json.loads(file.read_text()) | size))
+    with pytest.raises(ModelError, match="its image processor is another model's; copy the whole checkpoint"):
         Captioner.load(copied)

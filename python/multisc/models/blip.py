@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from multisc.codecs.text import MAX_TOKENS
 from multisc.errors import BadInputError, ModelError
-from multisc.models.checkpoint import explained, find, load_weights
+from multisc.models.checkpoint import check_pictures, explained, find, load_weights
 from multisc.models.pictures import to_pillow
 
 if TYPE_CHECKING:
@@ -42,7 +42,7 @@ class BlipCaptioner:
             device: "cpu", "cuda", ...
 
         Raises:
-            ModelError: when it is missing, incomplete, or its tokenizer is another model's.
+            ModelError: when it is missing, incomplete, or its tokenizer or image processor is another model's.
         """
         from transformers import BlipForConditionalGeneration, BlipProcessor
 
@@ -55,6 +55,7 @@ class BlipCaptioner:
             raise ModelError(
                 f"model {place.name}: its tokenizer is another model's; copy or fetch the whole checkpoint again"
             )
+        check_pictures(processor.image_processor, model.config.vision_config.image_size, place)
         return captioner
 
     @cached_property

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from multisc.codecs.text import MAX_TOKENS
 from multisc.errors import BadInputError, ModelError
 from multisc.models.blip import DEFAULT_MAX_TOKENS, until
-from multisc.models.checkpoint import explained, find, load_weights
+from multisc.models.checkpoint import check_pictures, explained, find, load_weights
 from multisc.models.pictures import to_pillow
 
 if TYPE_CHECKING:
@@ -42,7 +42,7 @@ class Blip2:
             device: "cpu", "cuda", ...
 
         Raises:
-            ModelError: when it is missing, incomplete, its tokenizer is another model's, or its language model is no
+            ModelError: when it is missing, incomplete, its tokenizer or image processor is another model's, or its language model is no
                 decoder-only one.
         """
         from transformers import Blip2ForConditionalGeneration, Blip2Processor
@@ -58,6 +58,7 @@ class Blip2:
             raise ModelError(
                 f"model {place.name}: its tokenizer is another model's; copy or fetch the whole checkpoint again"
             )
+        check_pictures(processor.image_processor, model.config.vision_config.image_size, place)
         return made
 
     @property

@@ -12,8 +12,9 @@ from numpy.typing import NDArray
 
 from multisc.codecs.text import MAX_TOKENS
 from multisc.errors import BadInputError, ModelError
-from multisc.models.checkpoint import explained, find, load_weights
+from multisc.models.checkpoint import check_pictures, explained, find, load_weights
 from multisc.models.consensus import consensus
+from multisc.models.pictures import to_pillow
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -60,7 +61,8 @@ class Captioner:
             device: "cpu", "cuda", ...
 
         Raises:
-            ModelError: when it is missing, incomplete, or its tokenizer is another model's.
+            ModelError: when it is missing, incomplete, its tokenizer or image processor is another model's, or its chat
+                template does not show the picture.
         """
         from transformers import LlavaForConditionalGeneration, LlavaProcessor
 
@@ -69,7 +71,8 @@ class Captioner:
         with explained(place):
             # The Pillow backend on purpose: torchvision need not be installed, and both ends prepare pictures alike.
             processor = LlavaProcessor.from_pretrained(place.name, backend="pil", **place.arguments)
-        if not (processor.chat_template or processor.tokenizer.chat_template):
+        processor.chat_template = processor.chat_template or processor.tokenizer.chat_template
+        if not processor.chat_template:
             raise ModelError(f"model {place.name}: its chat template is missing; {place.remedy}")
         vision = model.config.vision_config
         if vision.model_type in _BESIDE_PATCHES:
@@ -77,11 +80,14 @@ class Captioner:
             processor.patch_size = vision.patch_size
             processor.num_additional_image_tokens = _BESIDE_PATCHES[vision.model_type]
             processor.vision_feature_select_strategy = model.config.vision_feature_select_strategy
+            check_pictures(processor.image_processor, vision.image_size, place)
         captioner = cls(model, processor)
         if len(processor.tokenizer) > len(captioner.table) or processor.image_token_id != model.config.image_token_id:
             raise ModelError(
                 f"model {place.name}: its tokenizer is another model's; copy or fetch the whole checkpoint again"
             )
+        with explained(place):  # a chat template that is none, or has no picture
+            captioner._prompt([np.zeros((1, 1, 3), np.uint8)], PAPER_QUERY)
         return captioner
 
     @cached_property
@@ -153,23 +159,19 @@ class Captioner:
         inputs["input_ids"] = torch.cat([inputs["input_ids"], padded], 1)
         inputs["attention_mask"] = torch.cat([inputs["attention_mask"], asked.to(inputs["attention_mask"])], 1)
         with torch.inference_mode():
-            logits = self.model(**inputs).logits[:, -longest - 1 : -1].float()
+            # Those of the prompt are not wanted: with 729 image tokens and Qwen1.5's words they would take gigabytes.
+            logits = self.model(**inputs, logits_to_keep=longest + 1).logits[:, :-1].float()
         chosen = logits.log_softmax(-1).gather(2, padded[..., None])[..., 0]
         return ((chosen * asked).sum(1) / asked.sum(1)).cpu().numpy()
 
     def _prompt(self, images: list[NDArray[np.uint8]], query: str) -> Any:
         """The model's inputs: a query with each picture."""
-        from PIL import Image
-
-        for image in images:
-            if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8 or not image.size:
-                raise BadInputError(f"picture of shape {image.shape} {image.dtype}: must be (H, W, 3) uint8")
         content = [{"type": "image"}, {"type": "text", "text": query}]
         prompt = self.processor.apply_chat_template(
             [{"role": "user", "content": content}], add_generation_prompt=True
         )
         inputs = self.processor(
-            images=[Image.fromarray(np.ascontiguousarray(image)) for image in images],
+            images=to_pillow(images),
             text=[prompt] * len(images),
             return_tensors="pt",
         )

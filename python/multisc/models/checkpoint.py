@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from PIL import Image
+
 from multisc.errors import ModelError
 from multisc.models import hub
 from multisc.models.profile import precision
@@ -158,6 +160,23 @@ def load_weights(model_class: Any, source: Source, device: str, needed: tuple[st
         )
     with enough_memory(source.name, device):
         return model.to(device).eval()
+
+
+def check_pictures(processor: Any, side: int, source: Source) -> None:
+    """Check that an image processor makes pictures of the size that the model takes.
+
+    Args:
+        processor: of the same checkpoint.
+        side: of the square pictures that the model takes, in pixels.
+        source: where both are.
+
+    Raises:
+        ModelError: when it does not.
+    """
+    with explained(source):
+        pixels = processor([Image.new("RGB", (2, 1))], return_tensors="pt").pixel_values
+    if tuple(pixels.shape[1:]) != (3, side, side):
+        raise ModelError(f"model {source.name}: its image processor is another model's; {source.remedy}")
 
 
 def check_memory(directory: Path, device: str) -> None:
