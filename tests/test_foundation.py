@@ -26,7 +26,7 @@ from multisc.errors import ModelError
 from multisc.models import profile as profiles
 from multisc.models.captioner import PAPER_QUERY, Captioner
 from multisc.models.corrector import Corrector
-from multisc.models.profile import CATALOGUE, load_profile, trained_directory
+from multisc.models.profile import CATALOGUE, EMBEDDED_DIRECTORY, load_profile, trained_directory
 from multisc.phy.transport import demodulate, modulate
 from multisc.phy.units import noise_variance
 from multisc.streams import Encoded, ReceivedImage
@@ -53,6 +53,7 @@ def fetched(tmp_path_factory: pytest.TempPathFactory) -> Iterator[FakeHub]:
         for name in PROFILES:
             assert main(["models", "fetch", "--models", name]) == 0
             write_projection(trained_directory(name) / "vlf-projection", load_profile(name).stable_diffusion)
+        (trained_directory("foundation-7b") / "deep-jscc").symlink_to(EMBEDDED_DIRECTORY / "deep-jscc")
         hub.silent = True
         patch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
         yield hub
@@ -120,7 +121,7 @@ def test_each_system_at_the_half_precision_of_a_gpu(
     assert shown.image.std() > 1  # no picture of what is not a number
 
 
-@pytest.mark.parametrize(("mode", "codec"), [("embedding", "bpg"), ("token", "pixels"), ("byte", "bpg")])
+@pytest.mark.parametrize(("mode", "codec"), [("embedding", "jscc"), ("token", "pixels"), ("byte", "bpg")])
 def test_each_way_of_sending_text_and_slice(fetched: FakeHub, mode: str, codec: str) -> None:
     options = {"text_mode": mode, "slice_codec": codec, "steps": 1, "cbr": "3"}
     system = get_system("multi-sc", "foundation-7b")
@@ -131,6 +132,12 @@ def test_each_way_of_sending_text_and_slice(fetched: FakeHub, mode: str, codec: 
     draft = system.decode(arrive(encoded, 90.0), options | {"draft": True})
     assert draft.image is None
     assert draft.preview["slice"].ndim == 3
+
+
+def test_a_slice_by_jscc_needs_a_checkpoint_that_nobody_publishes(fetched: FakeHub) -> None:
+    wanted = str(trained_directory("foundation") / "deep-jscc")
+    with pytest.raises(ModelError, match=f"models foundation: no deep-jscc; put its checkpoint into {wanted}"):
+        get_system("multi-sc", "foundation").encode(PICTURE, {"slice_codec": "jscc"})
 
 
 @pytest.mark.parametrize("models", PROFILES)

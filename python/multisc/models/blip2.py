@@ -42,8 +42,8 @@ class Blip2:
             device: "cpu", "cuda", ...
 
         Raises:
-            ModelError: when it is missing, incomplete, its tokenizer or image processor is another model's, or its language model is no
-                decoder-only one.
+            ModelError: when it is missing, incomplete, its tokenizer or image processor is another model's, or its
+                language model is no decoder-only one.
         """
         from transformers import Blip2ForConditionalGeneration, Blip2Processor
 

@@ -61,8 +61,8 @@ class Captioner:
             device: "cpu", "cuda", ...
 
         Raises:
-            ModelError: when it is missing, incomplete, its tokenizer or image processor is another model's, or its chat
-                template does not show the picture.
+            ModelError: when it is missing, incomplete, its tokenizer or image processor is another model's, or its
+                chat template does not show the picture.
         """
         from transformers import LlavaForConditionalGeneration, LlavaProcessor
 

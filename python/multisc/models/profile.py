@@ -272,7 +272,10 @@ class Profile:
             ModelError: when the profile has no such part, or it was not fetched yet and must be converted first.
         """
         if part not in self.sources:
-            raise ModelError(f"models {self.name}: no {part}; put its checkpoint into a subdirectory of that name")
+            own = (
+                str(trained_directory(self.name) / part) if self.name in CATALOGUE else "a subdirectory of that name"
+            )
+            raise ModelError(f"models {self.name}: no {part}; put its checkpoint into {own}")
         source = self.sources[part]
         published = CATALOGUE.get(self.name, {}).get(part)
         if published and source == published.source and published.missing:
