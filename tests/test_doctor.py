@@ -40,6 +40,30 @@ def test_a_checkout_that_is_set_up_is_well(capsys: pytest.CaptureFixture, monkey
     assert all(check["fix"] or check["state"] == "ok" for check in found["checks"])
 
 
+@pytest.mark.gnuradio
+def test_companion_is_well_by_its_start_script_or_by_the_environment_or_not_at_all(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("gnuradio.multisc")
+    monkeypatch.delenv("GRC_BLOCKS_PATH", raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path))  # no configuration of this user
+    script = tmp_path / "gnuradio-companion"
+    # Same name, another folder: a virtual environment's python that has no start script, then has one.
+    python = tmp_path / "python"
+    python.write_text(f'#!/bin/sh\nexec {sys.executable} "$@"\n')
+    python.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(python))
+    without = doctor.check_companion()
+    assert without.state == "absent"
+    assert f"export GRC_BLOCKS_PATH={doctor.GRC_FOLDER}" in without.fix
+    script.write_text(
+        f'#!/bin/sh\nexport GRC_BLOCKS_PATH="{doctor.GRC_FOLDER}${{GRC_BLOCKS_PATH:+:$GRC_BLOCKS_PATH}}"\n'
+    )
+    found = doctor.check_companion()
+    assert found.state == "ok"
+    assert found.detail.endswith(f"started as {script}")
+
+
 def test_gnu_radio_that_is_not_there_or_built_against_another_numpy(broken_module) -> None:
     broken_module("gnuradio", "raise ModuleNotFoundError(\"No module named 'gnuradio'\")")
     absent = doctor.check_gnu_radio()

@@ -13,6 +13,7 @@ import argparse
 import importlib.metadata
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -190,13 +191,20 @@ def check_companion() -> Check:
     """Whether GNU Radio Companion finds the blocks."""
     where = str(GRC_FOLDER) if GRC_FOLDER.is_dir() else "the folder gr-multisc/grc of the checkout"
     fix = f"export GRC_BLOCKS_PATH={where}, or install with cmake --install build"
+    # `make setup` puts a start script beside the interpreter that tells Companion where the blocks are.
+    script = Path(sys.executable).with_name("gnuradio-companion")
+    told = re.search(r'GRC_BLOCKS_PATH="([^"$]+)', script.read_text("utf-8", "replace")) if script.is_file() else None
     try:
         found = probe(COMPANION)
+        if found["blocks"]:
+            return Check("Companion", "ok", f"finds {found['blocks']} blocks of gr-multisc")
+        if told:
+            found = probe(f"import os; os.environ['GRC_BLOCKS_PATH'] = {told[1]!r}\n{COMPANION}")
     except ProbeError as error:
         return Check("Companion", "absent", str(error), "apt-get install gnuradio, which brings it")
     if not found["blocks"]:
         return Check("Companion", "absent", "it does not find the blocks of gr-multisc", fix)
-    return Check("Companion", "ok", f"finds {found['blocks']} blocks of gr-multisc")
+    return Check("Companion", "ok", f"finds {found['blocks']} blocks of gr-multisc, started as {script}")
 
 
 def check_soapy() -> Check:
