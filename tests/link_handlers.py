@@ -12,6 +12,8 @@ from multisc.codecs.quantise import Quantiser
 from multisc.errors import BadInputError, ModelError, MultiscError
 from multisc.streams import Encoded, Reconstruction, Stream
 
+SETTINGS = ("OMP_NUM_THREADS", "OMP_WAIT_POLICY", "CUDA_VISIBLE_DEVICES")
+
 
 class Echo:
     """Sends the picture back; the options say what else should happen on the way."""
@@ -46,7 +48,7 @@ class Echo:
             "image": image,
             "system": system,
             "pid": os.getpid(),
-            "environment": {name: os.environ.get(name) for name in ("OMP_NUM_THREADS", "CUDA_VISIBLE_DEVICES")},
+            "environment": {name: os.environ.get(name) for name in SETTINGS},
             "modules": sorted({m.split(".")[0] for m in sys.modules} & {"torch", "gnuradio", "numpy"}),
         }
         return Encoded(streams, b"side", preview)
