@@ -10,8 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from multisc.codecs.text import MAX_TOKENS
-from multisc.errors import BadInputError, ModelError
-from multisc.models.checkpoint import check_pictures, explained, find, load_weights
+from multisc.errors import BadInputError
+from multisc.models.checkpoint import check_pictures, check_words, explained, find, load_weights
 from multisc.models.pictures import to_pillow
 
 if TYPE_CHECKING:
@@ -51,10 +51,7 @@ class BlipCaptioner:
         with explained(place):
             processor = BlipProcessor.from_pretrained(place.name, backend="pil", **place.arguments)
         captioner = cls(model, processor)
-        if len(processor.tokenizer) > len(captioner.table):
-            raise ModelError(
-                f"model {place.name}: its tokenizer is another model's; copy or fetch the whole checkpoint again"
-            )
+        check_words(len(processor.tokenizer) <= len(captioner.table), place)
         check_pictures(processor.image_processor, model.config.vision_config.image_size, place)
         return captioner
 

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from multisc.codecs.text import MAX_TOKENS
 from multisc.errors import BadInputError, ModelError
 from multisc.models.blip import DEFAULT_MAX_TOKENS, until
-from multisc.models.checkpoint import check_pictures, explained, find, load_weights
+from multisc.models.checkpoint import check_pictures, check_words, explained, find, load_weights
 from multisc.models.pictures import to_pillow
 
 if TYPE_CHECKING:
@@ -54,10 +54,7 @@ class Blip2:
         with explained(place):
             processor = Blip2Processor.from_pretrained(place.name, backend="pil", **place.arguments)
         made = cls(model, processor)
-        if len(processor.tokenizer) > len(made.table):
-            raise ModelError(
-                f"model {place.name}: its tokenizer is another model's; copy or fetch the whole checkpoint again"
-            )
+        check_words(len(processor.tokenizer) <= len(made.table), place)
         check_pictures(processor.image_processor, model.config.vision_config.image_size, place)
         return made
 

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from multisc.codecs.text import MAX_TOKENS
 from multisc.errors import BadInputError, ModelError
-from multisc.models.checkpoint import check_pictures, explained, find, load_weights
+from multisc.models.checkpoint import check_pictures, check_words, explained, find, load_weights
 from multisc.models.consensus import consensus
 from multisc.models.pictures import to_pillow
 
@@ -82,10 +82,8 @@ class Captioner:
             processor.vision_feature_select_strategy = model.config.vision_feature_select_strategy
             check_pictures(processor.image_processor, vision.image_size, place)
         captioner = cls(model, processor)
-        if len(processor.tokenizer) > len(captioner.table) or processor.image_token_id != model.config.image_token_id:
-            raise ModelError(
-                f"model {place.name}: its tokenizer is another model's; copy or fetch the whole checkpoint again"
-            )
+        fits = len(processor.tokenizer) <= len(captioner.table)
+        check_words(fits and processor.image_token_id == model.config.image_token_id, place)
         with explained(place):  # a chat template that is none, or has no picture
             captioner._prompt([np.zeros((1, 1, 3), np.uint8)], PAPER_QUERY)
         return captioner

@@ -179,6 +179,20 @@ def check_pictures(processor: Any, side: int, source: Source) -> None:
         raise ModelError(f"model {source.name}: its image processor is another model's; {source.remedy}")
 
 
+def check_words(fits: bool, source: Source) -> None:
+    """Refuse a checkpoint whose tokenizer has words that its model has no row for.
+
+    Args:
+        fits: whether every token has one.
+        source: where both are.
+
+    Raises:
+        ModelError: when it does not fit.
+    """
+    if not fits:
+        raise ModelError(f"model {source.name}: its tokenizer is another model's; {source.remedy}")
+
+
 def check_memory(directory: Path, device: str) -> None:
     """Check that the weights of a checkpoint fit the device's free memory, before it is filled.
 

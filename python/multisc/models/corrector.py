@@ -10,8 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from multisc.codecs.text import Reading, printable
-from multisc.errors import ModelError
-from multisc.models.checkpoint import explained, find, load_weights
+from multisc.models.checkpoint import check_words, explained, find, load_weights
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -59,10 +58,7 @@ class Corrector:
         model = load_weights(BartForConditionalGeneration, place, device, ("config.json", "tokenizer.json"))
         with explained(place):
             tokenizer = BartTokenizer.from_pretrained(place.name, **place.arguments)
-        if len(tokenizer) > model.get_input_embeddings().num_embeddings:
-            raise ModelError(
-                f"model {place.name}: its tokenizer is another model's; copy or fetch the whole checkpoint again"
-            )
+        check_words(len(tokenizer) <= model.get_input_embeddings().num_embeddings, place)
         return cls(model, tokenizer)
 
     def correct(self, texts: list[str]) -> list[str]:
