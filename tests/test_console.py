@@ -136,17 +136,18 @@ def test_real_terminal():
     assert done.stdout == b"summary\n"
 
 
-def result(outage_reason=None, snr_db=6.0):
+def result(outage_reason=None, snr_db=6.0, uses=300):
     values = {"psnr_db": 14.83, "ms_ssim": 0.4127, "bleu": None}
     return Result(
         *("multi-sc", "embedded", ImageInfo("a.png", 100, 100), ChannelInfo("awgn", snr_db=snr_db)),
-        *([], 300, 400, outage_reason, TextInfo(), values, {"bleu": "no text"}),
+        *([], uses, 400, outage_reason, TextInfo(), values, {"bleu": "no text"}),
     )
 
 
 def test_summary():
     assert summary(result()) == "multi-sc: delivered, SNR 6 dB, CBR 0.0100, PSNR 14.8 dB, MS-SSIM 0.413"
     assert summary(result("no preamble")).startswith("multi-sc: outage (no preamble), SNR 6 dB, CBR 0.0100")
+    assert "CBR 0.000100, " in summary(result(uses=3))  # as few as a caption takes are not "0.0001"
     assert "\x1b" not in summary(result("a\x1b[2Jb\nc"))
     assert "\n" not in summary(result("a\x1b[2Jb\nc"))
     assert "SNR" not in summary(result(snr_db=None)).replace("PSNR", "")

@@ -71,6 +71,7 @@ def test_blocks_are_the_quarters_of_the_picture(photograph) -> None:
         {"slice_bits": 9},
         {"slice_size": 1025},
         {"slice_codec": "jpeg"},
+        {"slice_codec": "jscc", "slice_code": "nr:1/2"},
         {"cbr": "0"},
         {"cbr": "five"},
         {"candidates": 0},
@@ -140,6 +141,12 @@ def test_bpg_slice_holds_more_of_the_subject_at_equal_channel_uses(system: Multi
 def test_budget_that_is_too_small(system: MultiSc, photograph, cbr) -> None:
     with pytest.raises(BadInputError, match=f"cbr {cbr}: .* channel uses"):
         system.encode(photograph, {"cbr": cbr, "slice_codec": "bpg"})
+
+
+def test_slice_too_narrow_for_jscc_says_so_and_blames_no_budget_that_nobody_set(system: MultiSc, photograph) -> None:
+    strip = np.ascontiguousarray(np.tile(photograph[:16], (1, 6, 1)))
+    with pytest.raises(BadInputError, match=r"^a slice of \d+x\d+ pixels for deep JSCC: must be at least 16x16"):
+        system.encode(strip, {"slice_codec": "jscc"})
 
 
 def test_bpg_slice_without_a_code_is_refused(system: MultiSc, photograph) -> None:

@@ -34,7 +34,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         The exit code: 0 on success, 2 on bad usage or bad input, 1 on any other failure, 130 on Ctrl-C.
     """
     argv = sys.argv[1:] if argv is None else list(argv)
-    parser = Parser(prog="multisc", description=__doc__)
+    parser = Parser(
+        prog="multisc",
+        description="Semantic image transmission over radio waveforms. Each COMMAND has --help with an example.",
+    )
     parser.add_argument("--version", action="version", version=f"multisc {__version__}")
     subparsers = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     chosen = argv[0] if argv and argv[0] in COMMANDS else None

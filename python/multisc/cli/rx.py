@@ -81,7 +81,10 @@ def run(args: argparse.Namespace) -> int:
         "images": finisher.summary,
     }
     _write_json(args.out / "recording.json", report)
-    found = f"{len(finisher.summary)} image{'s' * (len(finisher.summary) != 1)}, {counters['bursts']} bursts"
+    found = ", ".join(
+        f"{count} {name}{'s' * (count != 1)}"
+        for count, name in ((len(finisher.summary), "image"), (counters["bursts"], "burst"))
+    )
     trouble = [f"{counters[k]} {k.replace('_', ' ')}" for k in TROUBLE if counters[k]]
     print(f"{printable(args.recording)}: {recording.count} samples: {', '.join([found, *trouble])}")
     return 0

@@ -75,11 +75,11 @@ def run(args: argparse.Namespace) -> int:
 
         result = measure(config, backend, args.out / "kept", progress)
     files = write_report({"command": shlex.join(["multisc", *args.argv]), **result}, args.out)
-    print(f"{'system':<32} {'SNR dB':>6} {'outage':>6} {'CBR':>7} " + " ".join(f"{name:>10}" for name in SHOWN))
+    print(f"{'system':<32} {'SNR dB':>6} {'outage':>6} {'CBR':>8} " + " ".join(f"{name:>10}" for name in SHOWN))
     for row in result["rows"]:
         means = [row["metrics"].get(name) for name in SHOWN]
         numbers = " ".join(f"{'-' if mean is None else format(mean['mean'], '.3f'):>10}" for mean in means)
-        place = f"{row['system']:<32} {row['snr_db']:6g} {row['outage']:6.2f} {row['cbr']:7.4f}"
+        place = f"{row['system']:<32} {row['snr_db']:6g} {row['outage']:6.2f} {row['cbr']:#8.3g}"
         print(f"{place} {numbers}")
     print(", ".join(printable(file) for file in files))
     return 0

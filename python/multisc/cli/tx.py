@@ -91,9 +91,9 @@ def run(args: argparse.Namespace) -> int:
     uses = sum(stream.symbols.size for stream in streams)
     total = sum(burst_uses(config, burst) for burst in bursts)
     print(
-        f"{printable(writer.paths[0])}: image {image_id}, {len(bursts)} bursts, {writer.count} samples "
-        f"({1e3 * writer.count / args.sample_rate:.1f} ms), {uses} channel uses ({total} with overhead), "
-        f"CBR {uses / image.size:.4f}"
+        f"{printable(writer.paths[0])}: image {image_id}, {len(bursts)} burst{'s' * (len(bursts) != 1)}, "
+        f"{writer.count} samples ({1e3 * writer.count / args.sample_rate:.1f} ms), "
+        f"{uses} channel uses ({total} with overhead), CBR {uses / image.size:#.3g}"
     )
     return 0
 

@@ -117,7 +117,7 @@ def summary(result: Result) -> str:
         parts.append(f"SNR {result.channel.snr_db:g} dB")
     elif result.channel.snr_estimated_db is not None:
         parts.append(f"estimated SNR {result.channel.snr_estimated_db:.1f} dB")
-    parts.append(f"CBR {result.cbr:.4f}")
+    parts.append(f"CBR {result.cbr:#.3g}")
     shown = (("psnr_db", "PSNR {:.1f} dB"), ("ms_ssim", "MS-SSIM {:.3f}"), ("bleu", "BLEU {:.3f}"))
     for name, form in shown:
         value = result.metrics.get(name)

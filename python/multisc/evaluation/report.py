@@ -191,7 +191,7 @@ def _facts(result: Result) -> list[dict[str, str]]:
         {"label": "SNR (Es/N0)", "value": snr, "unit": "dB", "note": ", ".join(notes)},
         {
             "label": "CBR",
-            "value": f"{result.cbr:.4f}",
+            "value": f"{result.cbr:#.3g}",
             "unit": "",
             "note": f"about 1/{1 / result.cbr:,.0f}" if result.cbr else "",
         },

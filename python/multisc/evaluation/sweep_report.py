@@ -87,8 +87,13 @@ def _plot(result: dict[str, Any]) -> bytes:
             if bands:
                 axis.fill_between(*zip(*bands, strict=True), color=style["color"], alpha=0.12, linewidth=0)
         axes[-1].plot([p["snr_db"] for p in points], [p["outage"] for p in points], label=system, **style)
-    for axis, label in zip(axes, [*(SHOWN[name] for name in shown), "outage rate"], strict=True):
-        axis.set_ylabel(label)
+    for axis, name in zip(axes, [*shown, "outage"], strict=True):
+        axis.set_ylabel(SHOWN.get(name, "outage rate"))
+        # The means set the range: the interval of two pictures would reach to nonsense, such as a BLEU of 6.
+        means = [mean for line in axis.get_lines() for mean in line.get_ydata()]
+        if means:
+            beyond = 3.0 if name == "psnr_db" else 0.03
+            axis.set_ylim(min(means if name == "psnr_db" else [0, *means]) - beyond, max(1, *means) + beyond)
         axis.grid(alpha=0.3)
     axes[-1].set_xlabel("SNR: Es/N0 per channel use (dB)")
     kind, count = result["channel"]["kind"], len(result["images"])

@@ -66,6 +66,10 @@ def decode_all(system: System, received: Sequence[ReceivedImage], options: Optio
     return [system.decode(one, options) for one in received]
 
 
+# What people are asked for; every default of an option is of one of these types.
+_KINDS = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
+
+
 def parse_options(kind: type[T], options: Options, system: str) -> T:
     """Build the options dataclass of a system from what the command line or the network gave.
 
@@ -84,7 +88,7 @@ def parse_options(kind: type[T], options: Options, system: str) -> T:
         if wanted is str and type(value) in (int, float):
             value = str(value)  # a number is as good as the word for it: cbr=0.25, chroma=444
         if type(value) is not wanted:
-            raise BadInputError(f"{system}: option {name} is {value!r}: must be of type {wanted.__name__}")
+            raise BadInputError(f"{system}: option {name} is {value!r}: must be {_KINDS[wanted]}")
         values[name] = value
     return kind(**values)
 

@@ -48,7 +48,8 @@ class MultiScOptions:
         slice_bits: bits per colour sample of quantised pixels, 1 to 8.
         slice_modulation, text_modulation: digital modulation of the streams; JSCC has none.
         slice_code, text_code: "none" or a code of ``multisc.phy.fec``; an empty ``slice_code`` is "none" for
-            quantised pixels and "nr:1/2" for BPG. Unequal protection is a lower rate for the texts than the slice's.
+            quantised pixels and "nr:1/2" for BPG, and JSCC has none. Unequal protection is a lower rate for the texts
+            than for the slice.
         text_mode: how a caption travels, one of ``TEXT_MODES``: as the paper's embedding, token numbers or bytes.
         text_dimensions: coefficients per token, d of the projection, 1 to 255; 0 for what suits the model's table.
         text_bits: bits per coefficient, 1 to 8. Only the mode ``embedding`` leaves a choice of the two.
@@ -108,6 +109,8 @@ class MultiScOptions:
         for name in ("slice_modulation", "text_modulation"):
             if getattr(self, name) not in DIGITAL_MODULATIONS:
                 raise BadInputError(f"option {name}: must be one of {', '.join(DIGITAL_MODULATIONS)}")
+        if self.slice_codec == "jscc" and self.slice_code:
+            raise BadInputError(f"option slice_code is {self.slice_code}: a slice by JSCC is analog and has no code")
         check_codes(self, "text_code", *(["slice_code"] if self.slice_code else []))
 
 
@@ -351,7 +354,7 @@ class MultiSc:
             uses = budget.channel_uses(budget.parse_cbr(chosen.cbr), *image.shape[:2])
             if uses <= text_uses:
                 raise BadInputError(
-                    f"cbr {chosen.cbr}: {uses} channel uses for this picture, of which the captions take {text_uses}"
+                    f"cbr {chosen.cbr}: allows this picture {uses} channel uses; the captions alone take {text_uses}"
                 )
             uses -= text_uses
         elif chosen.slice_codec == "pixels":
@@ -362,7 +365,7 @@ class MultiSc:
         try:
             return self._slice_codec(chosen).encode(image, box, side, uses)
         except BadInputError as error:
-            raise BadInputError(f"cbr {chosen.cbr or 'not set'}: {error}") from error
+            raise BadInputError(f"cbr {chosen.cbr}: {error}" if chosen.cbr else str(error)) from error
 
     def _slice_codec(self, chosen: MultiScOptions) -> slices.SliceCodec:
         if chosen.slice_codec == "jscc":
