@@ -202,20 +202,35 @@ class _ChannelEvidence:
     ) -> None:
         import torch
 
-        places = max(len(reading.ids) for reading in readings) + 1
-        evidence = np.full((len(readings), places, model.config.vocab_size), _IMPOSSIBLE, np.float32)
-        for row, reading in zip(evidence, readings, strict=True):
-            count = len(reading.ids)
-            evident = weight * reading.log_likelihoods
-            row[:count, tokens[tokens >= 0]] = evident[:, -1:]
-            place, rank = np.nonzero(tokens[reading.ids] >= 0)
-            row[place, tokens[reading.ids[place, rank]]] = evident[place, rank]
-            row[count:, model.config.eos_token_id] = 0.0
-        self._evidence = torch.from_numpy(evidence).to(model.device)
+        def put(values: NDArray) -> Tensor:
+            return torch.from_numpy(values).to(model.device)
+
+        vocabulary, count = model.config.vocab_size, max(len(reading.ids) for reading in readings)
+        known = np.full(vocabulary, _IMPOSSIBLE, np.float32)
+        known[tokens[tokens >= 0]] = 0.0
+        ids = np.full((len(readings), count, max(reading.ids.shape[1] for reading in readings)), -1, np.int64)
+        evidence = np.zeros(ids.shape, np.float32)
+        least = np.zeros(ids.shape[:2], np.float32)
+        for row, reading in enumerate(readings):
+            places, ranks = reading.ids.shape
+            ids[row, :places, :ranks] = tokens[reading.ids]
+            evidence[row, :places, :ranks] = weight * reading.log_likelihoods
+            least[row, :places] = weight * reading.log_likelihoods[:, -1]
+        # What has no token here goes into a column of its own, behind the vocabulary.
+        self._ids, self._evidence = put(np.where(ids >= 0, ids, vocabulary)), put(evidence)
+        self._known, self._least = put(np.append(known, 0.0).astype(np.float32)), put(least)
+        self._lengths = put(np.array([len(reading.ids) for reading in readings]))
+        self._end = put(np.where(np.arange(vocabulary) == model.config.eos_token_id, 0.0, _IMPOSSIBLE))
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
-        place = min(input_ids.shape[1] - 2, self._evidence.shape[1] - 1)
+        import torch
+
+        place = input_ids.shape[1] - 2
         if place < 0:
             return scores
-        beams = len(scores) // len(self._evidence)
-        return scores + self._evidence[:, place].repeat_interleave(beams, 0).to(scores.dtype)
+        heard = self._end.expand(len(self._lengths), -1).to(scores.dtype)
+        if place < self._ids.shape[1]:
+            row = self._known + self._least[:, place, None]
+            row = row.scatter(1, self._ids[:, place], self._evidence[:, place])[:, :-1]
+            heard = torch.where((place < self._lengths)[:, None], row.to(scores.dtype), heard)
+        return scores + heard.repeat_interleave(len(scores) // len(heard), 0)

@@ -52,24 +52,6 @@ class BatchSystem(System, Protocol):
         ...
 
 
-def encode_all(system: System, images: Sequence[NDArray[np.uint8]], options: Options) -> list[Encoded]:
-    """Encode pictures with the same options, at once if the system can; errors as of ``System.encode``."""
-    if isinstance(system, BatchSystem):
-        return system.encode_many(images, options)
-    return [system.encode(image, options) for image in images]
-
-
-def decode_all(system: System, received: Sequence[ReceivedImage], options: Options) -> list[Reconstruction]:
-    """Decode receptions with the same options, at once if the system can; errors as of ``System.decode``."""
-    if isinstance(system, BatchSystem):
-        return system.decode_many(received, options)
-    return [system.decode(one, options) for one in received]
-
-
-# What people are asked for; every default of an option is of one of these types.
-_KINDS = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
-
-
 def parse_options(kind: type[T], options: Options, system: str) -> T:
     """Build the options dataclass of a system from what the command line or the network gave.
 
