@@ -52,6 +52,10 @@ class BatchSystem(System, Protocol):
         ...
 
 
+# What people are asked for; every default of an option is of one of these types.
+_KINDS = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
+
+
 def parse_options(kind: type[T], options: Options, system: str) -> T:
     """Build the options dataclass of a system from what the command line or the network gave.
 
