@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import os
 import sys
 from collections.abc import Sequence
 
@@ -34,6 +35,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         The exit code: 0 on success, 2 on bad usage or bad input, 1 on any other failure, 130 on Ctrl-C.
     """
     argv = sys.argv[1:] if argv is None else list(argv)
+    # Before torch is loaded: threads that spin while they wait for each other make a step ten times as long as soon
+    # as another program wants a core.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     parser = Parser(
         prog="multisc",
         description="Semantic image transmission over radio waveforms. Each COMMAND has --help with an example.",
