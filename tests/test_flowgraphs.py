@@ -103,6 +103,24 @@ def test_headless_flowgraph_reports_a_failed_block(programs, photo: Path, tmp_pa
     assert "Traceback" not in output
 
 
+@pytest.mark.parametrize(
+    ("name", "arguments", "what"),
+    [
+        ("loopback_headless", ["--image", "none.png"], "none.png: no such file"),
+        ("record_sigmf", ["--image", "none.png"], "none.png: no such file"),
+        ("virtual_radio_tx", ["--image", "none.png"], "none.png: no such file"),
+        ("receive_sigmf", ["--recording", "none.sigmf-meta"], "none.sigmf-meta: no such file"),
+    ],
+)
+def test_block_that_cannot_be_made_is_one_line(programs, name: str, arguments, what: str, tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, str(programs(name) / f"{name}.py"), *arguments],
+        cwd=tmp_path, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=LIMIT_S, check=False,
+    )  # fmt: skip
+    assert done.returncode == 1
+    assert done.stderr.splitlines() == [f"{name}.py: {what}"]
+
+
 def test_recorded_picture_is_received(programs, photo: Path, tmp_path: Path) -> None:
     folder = programs("record_sigmf")
     arguments = ("--system", "bpg-ldpc", "--image", str(photo), "--recording", "air.sigmf-meta")

@@ -309,6 +309,41 @@ def test_the_hackrf_flowgraphs_run_with_another_device_string(
     assert load_image(sorted(received.glob("*.png"))[0]).shape == (128, 160, 3)
 
 
+@pytest.mark.parametrize(
+    ("name", "trouble", "words"),
+    [
+        ("hackrf_rx", "driver=nobody", ["no such device", "multisc doctor"]),
+        ("hackrf_tx", "driver=multisc_loopback,deny=1", ["no permission", "udev"]),
+        ("hackrf_rx", "driver=multisc_loopback,refuse_rate=1", ["invalid parameter"]),
+        ("hackrf_rx", "driver=multisc_loopback,unplug=0.2", ["STREAM_ERROR", "was it unplugged?"]),
+        ("hackrf_tx", "driver=multisc_loopback,unplug=0.2", ["STREAM_ERROR", "was it unplugged?"]),
+        ("hackrf_rx", "driver=multisc_loopback,hang=0.2", ["does not come back"]),
+    ],
+)
+def test_a_flowgraph_whose_radio_fails_ends_with_one_line(
+    name: str, trouble: str, words: list[str], device: dict[str, str], photo: Path, tmp_path: Path
+) -> None:
+    """Nobody presses Enter; the driver's own lines come hundreds of times a second while its device is gone."""
+    compile_flowgraph(ROOT / "flowgraphs" / f"{name}.grc", tmp_path)
+    sending = ["--image", str(photo), "--system", "bpg-ldpc"] if name.endswith("tx") else []
+    flowgraph = subprocess.Popen(
+        [sys.executable, f"{name}.py", "--device", trouble, *sending],
+        cwd=tmp_path, env=device, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    try:
+        flowgraph.wait(timeout=60)
+        out, err = flowgraph.communicate()
+    finally:
+        flowgraph.kill()
+        flowgraph.communicate()
+    assert flowgraph.returncode == 1
+    (line,) = err.splitlines()
+    assert line.startswith(f"{name}.py: ")
+    for word in words:
+        assert word in line
+    assert len(out) < 1000
+
+
 def test_a_continuous_transmitter_fills_the_time_between_bursts_and_limits_its_samples() -> None:
     from gnuradio.multisc import pdu
 
@@ -384,6 +419,10 @@ def test_lost_samples_are_counted_from_what_drivers_print() -> None:
     assert (soapy.underflows, soapy.overflows) == (2, 2)
     assert list(soapy.lines) == ["[INFO] sOUsage of sUgar", "source :warning: Soapy source error: X"]
     assert soapy.last_words() == "Soapy source error: X"
+    said: list[str] = []
+    told = DriverLog("soapy", said.append)
+    told.feed(b"sO[INFO] ready\nSoapy source error: X\nSoapy source error: X\n")
+    assert said == ["[INFO] ready"]  # not the failure, which is repeated without end
     uhd = DriverLog("uhd")
     uhd.feed(b"UUO[WARNING] LO Unlocked\nOverrun on channel\nLSD")
     assert (uhd.underflows, uhd.overflows) == (4, 2)

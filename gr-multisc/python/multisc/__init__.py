@@ -3,7 +3,7 @@
 from .bpg import bpg_decoder, bpg_encoder
 from .burst import burst_receiver, burst_transmitter
 from .channel import channel
-from .ending import run_to_end
+from .ending import plain_errors, run_to_end, run_until_enter
 from .files import example_photograph, image_file_sink, image_source
 from .image_sink import image_sink
 from .ldpc import ldpc_decoder, ldpc_encoder
@@ -38,8 +38,10 @@ __all__ = [
     "loopback",
     "modulator",
     "multiplexer",
+    "plain_errors",
     "quantiser",
     "run_to_end",
+    "run_until_enter",
     "semantic_decoder",
     "semantic_encoder",
     "sigmf_sink",

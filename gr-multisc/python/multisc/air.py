@@ -38,14 +38,12 @@ from .burst import burst_receiver
 from .driver_log import DriverLog
 from .message_block import Faults, collector
 from .program import await_ends, picture, raise_first, undisturbed
-from .radio import DRIVERS, FrontEnd, FrontEndSettings
+from .radio import DRIVERS, FAILED_S, STALL_S, FrontEnd, FrontEndSettings
 
 MODES = ("tx", "rx", "txrx")
 DEFAULT_AMPLITUDE = 0.25  # its peaks are about 1
 TAIL_S = 1.5  # of zeros behind the last burst; HackRF's driver holds a second back at 2 Msample/s
 SETTLE_S = 3.0  # of samples after the last burst has left, until it is given up for lost
-STALL_S = 5.0  # without a sample until the device is given up
-FAILED_S = 0.5  # the same when the driver says that it failed
 POLL_S = 0.02
 
 

@@ -7,6 +7,7 @@ import re
 import sys
 import threading
 from collections import deque
+from collections.abc import Callable
 from types import TracebackType
 from typing import TextIO
 
@@ -26,6 +27,7 @@ class DriverLog:
 
     Args:
         driver: "soapy" or "uhd".
+        on_line: called with each line, but the signs of losses and the lines that say that the device failed.
 
     Attributes:
         underflows: how many times the device had nothing to send.
@@ -34,7 +36,8 @@ class DriverLog:
         lines: the latest lines of all kinds.
     """
 
-    def __init__(self, driver: str) -> None:
+    def __init__(self, driver: str, on_line: Callable[[str], object] = lambda line: None) -> None:
+        self._on_line = on_line
         self._signs, self._under, self._over = _SIGNS[driver]
         self.underflows = 0
         self.overflows = 0
@@ -104,7 +107,9 @@ class DriverLog:
             return
         self.lines.append(text[:MAX_LINE])
         failure = _FAILURE.search(text)
-        if failure and not self.failure:
+        if not failure:
+            self._on_line(text)
+        elif not self.failure:
             self.failure = failure.group()
 
 

@@ -22,11 +22,13 @@ from .burst import BUFFER
 DRIVERS = ("soapy", "uhd")
 RATE_TOLERANCE = 1e-6  # of a device that makes another sample rate of what was asked for
 TUNE_TOLERANCE_HZ = 1000.0
+STALL_S = 5.0  # without a sample until a device is given up
+FAILED_S = 0.5  # the same when its driver says that it failed
 STOP_BAND = 0.05  # of the device's rate at either edge, where its filters fall off
 _NOT_THERE = "there is no such device; `multisc doctor` shows those that are there"
 _FORBIDDEN = "no permission: the device's udev rules are missing, or you are not in their group (plugdev, usb)"
 _TAKEN = "another program is using the device: end it"
-REMEDIES = {  # by a word in what the driver says
+_REMEDIES = {  # by a word in what the driver says
     "no match": _NOT_THERE,
     "no devices found": _NOT_THERE,
     "denied": _FORBIDDEN,
@@ -36,6 +38,13 @@ REMEDIES = {  # by a word in what the driver says
 }
 Range = tuple[float, float]
 T = TypeVar("T")
+
+
+def explained(error: Exception) -> str:
+    """What a driver raised, as one line, with the remedy where the trouble is a known one."""
+    reason = " ".join(str(error).split())
+    remedies = [remedy for word, remedy in _REMEDIES.items() if word in reason.lower()]
+    return "; ".join([reason, *remedies[:1]])
 
 
 @dataclass(frozen=True)
@@ -226,10 +235,8 @@ class FrontEnd:
         try:
             return call()
         except (RuntimeError, ValueError, LookupError) as error:
-            reason = " ".join(str(error).split())
-            remedies = [remedy for word, remedy in REMEDIES.items() if word in reason.lower()]
             name = self._settings.args or f"{self._settings.driver} without arguments"
-            raise MultiscError(f"radio {name!r}: {what}: {'; '.join([reason, *remedies[:1]])}") from error
+            raise MultiscError(f"radio {name!r}: {what}: {explained(error)}") from error
 
     def _set_rate(self, port: _Port) -> None:
         rate = self._settings.rate * self._settings.oversample
