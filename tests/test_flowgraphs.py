@@ -109,6 +109,8 @@ def test_headless_flowgraph_reports_a_failed_block(programs, photo: Path, tmp_pa
         ("loopback_headless", ["--image", "none.png"], "none.png: no such file"),
         ("record_sigmf", ["--image", "none.png"], "none.png: no such file"),
         ("virtual_radio_tx", ["--image", "none.png"], "none.png: no such file"),
+        ("loopback_qt", ["--image", "none.png"], "none.png: no such file"),
+        ("bpg_ldpc_beside_multi_sc", ["--image", "none.png"], "none.png: no such file"),
         ("receive_sigmf", ["--recording", "none.sigmf-meta"], "none.sigmf-meta: no such file"),
     ],
 )
@@ -116,6 +118,7 @@ def test_block_that_cannot_be_made_is_one_line(programs, name: str, arguments, w
     done = subprocess.run(
         [sys.executable, str(programs(name) / f"{name}.py"), *arguments],
         cwd=tmp_path, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=LIMIT_S, check=False,
+        env=os.environ | {"QT_QPA_PLATFORM": "offscreen"},
     )  # fmt: skip
     assert done.returncode == 1
     assert done.stderr.splitlines() == [f"{name}.py: {what}"]
