@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,18 +11,21 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from transformers import PreTrainedTokenizerBase
 
 from multisc.cli import main
 from multisc.errors import BadInputError
 from multisc.models.captioner import Captioner
 from multisc.models.corrector import Corrector
 from multisc.models.profile import load_profile
-from multisc.training import bart, llava
+from multisc.training import bart, blip, blip2, diffusion, fcn, jscc, llava, vae, vlf
+from multisc.training.blip_tokenizers import bert_tokenizer
 from multisc.training.captioning import measure, write_block_captions
 from multisc.training.channel import NoisyCaptions
 from multisc.training.data import HELD_OUT_IMAGES, load_caption_data, normalise_caption, quarters
 from multisc.training.distil import CHANNELS, GRID, distil, principal_features
 from multisc.training.loop import Schedule, fit
+from multisc.training.place import Place, find_place
 from multisc.training.tokenizers import bart_tokenizer, qwen2_tokenizer, train_bpe
 from multisc.training.views import WHOLE, View, pixel_values, random_view
 
@@ -107,6 +111,15 @@ def test_both_tokenizers_cut_text_alike() -> None:
     assert [i + 4 for i in qwen2.encode(text)] == bart_.encode(text, add_special_tokens=False)
     assert bart_.decode(bart_.encode(text), skip_special_tokens=True) == text
     assert qwen2.encode("<image>") == [len(qwen2) - 1]
+
+
+@pytest.mark.parametrize("train", [diffusion.train_tokenizer, lambda texts: bert_tokenizer(texts, 300, 64)])
+def test_the_same_sentences_make_the_same_tokenizer(train: Callable[[list[str]], PreTrainedTokenizerBase]) -> None:
+    """Or a run that is resumed would read its words by another numbering."""
+    texts = [*SENTENCES, "where is the cafe?", "naïve \u201cquotes\u201d here"]
+    vocabulary = train(texts).get_vocab()
+    assert all(train(texts).get_vocab() == vocabulary for _ in range(3))
+    assert sorted(vocabulary.values()) == list(range(len(vocabulary)))
 
 
 def test_training_views_match_the_processor() -> None:
@@ -289,6 +302,9 @@ def test_training_stops_when_nothing_improves_and_keeps_the_best(tmp_path: Path)
         (["bart", "--data", "/no/such"], "no such directory"),
         (["bart", "--data", ".", "--threads", "0"], "must be at least 1"),
         (["llava", "--data", ".", "--start", "."], "--start is for bart alone"),
+        (["llava", "--data", ".", "--device", "gpu"], "--device gpu: must be cpu, cuda or cuda:N"),
+        (["llava", "--data", ".", "--device", "cuda:"], "must be cpu, cuda or cuda:N"),
+        (["all", "--data", ".", "--device", "cuda:2"], "--device cuda:2: not on this computer"),
     ],
 )
 def test_command_line_errors(
@@ -298,3 +314,37 @@ def test_command_line_errors(
     line = capsys.readouterr().err.strip()
     assert message in line
     assert "\n" not in line
+
+
+@pytest.mark.parametrize(
+    ("devices", "asked", "there_is"),
+    [(0, "cuda", "there is cpu$"), (2, "cuda:2", "there is cpu, cuda:0, cuda:1$")],
+)
+def test_a_device_that_is_not_there_is_named(
+    devices: int, asked: str, there_is: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: devices > 0)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: devices)
+    with pytest.raises(BadInputError, match=there_is):
+        find_place(asked)
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda", "cuda:1"])
+def test_the_command_line_trains_every_stage_on_the_device(
+    device: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    (tmp_path / "blip2").mkdir()
+    (tmp_path / "stable-diffusion").mkdir()
+    places = {}
+    stages = (llava, bart, fcn, vae, diffusion, blip2, blip, vlf, jscc)
+    for stage in stages:
+        monkeypatch.setattr(stage, "train", lambda *_, place, stage=stage, **__: places.update({stage: place}) or {})
+    command = ["train", "all", "--data", str(tmp_path), "--out", str(tmp_path)]
+    assert main([*command, "--device", device] if device != "cpu" else command) == 0
+    assert places == dict.fromkeys(stages, Place(device))
+
+
+def test_attention_is_what_is_fast_on_the_device() -> None:
+    assert [Place(device).attention for device in ("cpu", "cuda", "cuda:1")] == ["eager", "sdpa", "sdpa"]

@@ -1,13 +1,16 @@
-"""Train the embedded models from scratch on a laptop.
+"""Train the embedded models from scratch, on a laptop or on a GPU.
 
 examples:
   multisc train all --data ../shared/data --out models     every model, in the order that they need each other
   multisc train bart --data ../shared/data --out models    one model; those it builds on are read from --out
   run_flowgraph.py --image photo.jpg --models models       use the result
-  multisc train vlf --models foundation --data ../shared/data
+  multisc train all --data ../shared/data --out models --device cuda
+                                                           the same on a GPU
+  multisc train vlf --models foundation --data ../shared/data --device cuda
                                                            the projection of vlf-msc, for published models
 
-A run that was interrupted goes on from its last checkpoint in --work when the same command is given again.
+A run that was interrupted goes on from its last checkpoint in --work when the same command is given again,
+with another --device too.
 """
 
 from __future__ import annotations
@@ -17,9 +20,13 @@ import functools
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from multisc.errors import BadInputError
 from multisc.models.profile import CATALOGUE, load_profile, trained_directory
+
+if TYPE_CHECKING:
+    from multisc.training.place import Place
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -39,6 +46,12 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--start", type=Path, metavar="DIR", help="only for bart: a finished checkpoint to go on from"
     )
+    parser.add_argument(
+        "--device",
+        default="cpu",
+        metavar="NAME",
+        help="to train on: cpu, cuda or cuda:N, whatever there is beside; default: %(default)s",
+    )
     parser.add_argument("--threads", type=int, default=1, metavar="N", help="of the processor; default: %(default)s")
 
 
@@ -46,8 +59,8 @@ def run(args: argparse.Namespace) -> int:
     """Train, and print what each model reached on held-out data.
 
     Raises:
-        BadInputError: for a missing directory, a number of threads below 1, ``--models`` or ``--start`` with another
-            model.
+        BadInputError: for a missing directory, a number of threads below 1, a device that is not there,
+            ``--models`` or ``--start`` with another model.
     """
     if args.start and args.model != "bart":
         raise BadInputError("--start is for bart alone")
@@ -62,73 +75,83 @@ def run(args: argparse.Namespace) -> int:
         raise BadInputError(f"--threads {args.threads}: must be at least 1")
     import torch
 
+    from multisc.training.place import find_place
+
+    place = find_place(args.device)
     torch.set_num_threads(args.threads)
     work = args.work or out / "work"
     stages = STAGES | ({"vlf": functools.partial(_vlf, models=args.models)} if args.models else {})
     stages |= {"bart": functools.partial(_bart, start=args.start)} if args.start else {}
     for name in STAGES if args.model == "all" else [args.model]:
-        quality = stages[name](args.data, work, out)
+        quality = stages[name](args.data, work, out, place)
         print(f"{name}: {json.dumps(quality)}", flush=True)
     return 0
 
 
-def _llava(data: Path, work: Path, out: Path) -> object:
+def _llava(data: Path, work: Path, out: Path, place: Place) -> object:
     from multisc.training import llava
 
-    return llava.train(data, work / "text", out / "llava")
+    return llava.train(data, work / "text", out / "llava", place=place)
 
 
-def _bart(data: Path, work: Path, out: Path, start: Path | None = None) -> object:
+def _bart(data: Path, work: Path, out: Path, place: Place, start: Path | None = None) -> object:
     from multisc.training import bart
 
-    return bart.train(data, work / "text", out / "llava", out / "bart", start=start)
+    return bart.train(data, work / "text", out / "llava", out / "bart", start=start, place=place)
 
 
-def _fcn(data: Path, work: Path, out: Path) -> object:
+def _fcn(data: Path, work: Path, out: Path, place: Place) -> object:
     from multisc.training import fcn
 
-    return fcn.train(data, work / "image", out / "fcn")
+    return fcn.train(data, work / "image", out / "fcn", place=place)
 
 
-def _diffusion(data: Path, work: Path, out: Path) -> object:
+def _diffusion(data: Path, work: Path, out: Path, place: Place) -> object:
     from multisc.training import diffusion, vae
 
     autoencoder = work / "image" / "vae"
-    quality = vae.train(data, work / "image", autoencoder)
+    quality = vae.train(data, work / "image", autoencoder, place=place)
     block_captions = work / "text" / "block_captions.json"
     return quality | diffusion.train(
-        data, work / "image", autoencoder, out / "fcn", out / "stable-diffusion", out / "ip-adapter", block_captions
+        data,
+        work / "image",
+        autoencoder,
+        out / "fcn",
+        out / "stable-diffusion",
+        out / "ip-adapter",
+        block_captions,
+        place=place,
     )
 
 
-def _blip2(data: Path, work: Path, out: Path) -> object:
+def _blip2(data: Path, work: Path, out: Path, place: Place) -> object:
     from multisc.training import blip2
 
-    return blip2.train(data, work / "text", out / "llava", out / "blip2")
+    return blip2.train(data, work / "text", out / "llava", out / "blip2", place=place)
 
 
-def _blip(data: Path, work: Path, out: Path) -> object:
+def _blip(data: Path, work: Path, out: Path, place: Place) -> object:
     from multisc.training import blip
 
-    return blip.train(data, work / "text", out / "blip2", out / "blip")
+    return blip.train(data, work / "text", out / "blip2", out / "blip", place=place)
 
 
-def _vlf(data: Path, work: Path, out: Path, models: str | None = None) -> object:
+def _vlf(data: Path, work: Path, out: Path, place: Place, models: str | None = None) -> object:
     from multisc.training import vlf
 
     profile = load_profile(models or out)
     sources = (profile.blip2, profile.stable_diffusion)
-    return vlf.train(data, work / "image", *sources, out / "vlf-projection", profile.device)
+    return vlf.train(data, work / "image", *sources, out / "vlf-projection", place=place)
 
 
-def _deep_jscc(data: Path, work: Path, out: Path) -> object:
+def _deep_jscc(data: Path, work: Path, out: Path, place: Place) -> object:
     from multisc.training import jscc
 
-    return jscc.train(data, work / "image", out / "deep-jscc")
+    return jscc.train(data, work / "image", out / "deep-jscc", place=place)
 
 
 # In the order that "all" trains them: each may read what those before it wrote.
-STAGES: dict[str, Callable[[Path, Path, Path], object]] = {
+STAGES: dict[str, Callable[[Path, Path, Path, Place], object]] = {
     "llava": _llava,
     "bart": _bart,
     "fcn": _fcn,

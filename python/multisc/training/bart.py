@@ -20,7 +20,8 @@ from multisc.models.captioner import Captioner
 from multisc.models.corrector import Corrector
 from multisc.training.channel import NoisyCaptions
 from multisc.training.data import load_caption_data
-from multisc.training.loop import TRAINING_ATTENTION, Schedule, fit
+from multisc.training.loop import Schedule, fit
+from multisc.training.place import CPU, Place
 from multisc.training.tokenizers import bart_tokenizer
 
 POSITIONS = 64
@@ -104,7 +105,6 @@ def make_model(
         forced_eos_token_id=tokenizer.eos_token_id,
     )
     model = BartForConditionalGeneration(config)
-    model.set_attn_implementation(TRAINING_ATTENTION)
     words = len(tokenizer) - len(tokenizer.all_special_tokens)
     with torch.no_grad():
         rows = torch.from_numpy(table[:words])
@@ -129,6 +129,7 @@ def train_bart(
     recipe: BartRecipe,
     schedule: Schedule,
     work: Path,
+    place: Place = CPU,
 ) -> list[dict]:
     """Train BART to undo the channel; see ``fit`` for what it returns and leaves in ``work``.
 
@@ -141,6 +142,7 @@ def train_bart(
         recipe: noise and seed.
         schedule: length and rates.
         work: directory for checkpoint and log.
+        place: to train on.
     """
 
     def damaged(sent: Sequence[str], noise: Noise, rng: np.random.Generator) -> list[str]:
@@ -154,9 +156,10 @@ def train_bart(
 
     def cross_entropy(received: Sequence[str], sent: Sequence[str]) -> Tensor:
         limit = {"padding": True, "truncation": True, "max_length": POSITIONS, "return_tensors": "pt"}
-        inputs, labels = tokenizer(list(received), **limit), tokenizer(list(sent), **limit)["input_ids"]
+        inputs = tokenizer(list(received), **limit).to(place.device)
+        labels = tokenizer(list(sent), **limit)["input_ids"].to(place.device)
         labels[labels == tokenizer.pad_token_id] = -100
-        with torch.autocast("cpu", torch.bfloat16):
+        with place.autocast():
             logits = model(**inputs, labels=labels).logits
         return torch.nn.functional.cross_entropy(logits.float().transpose(1, 2), labels, ignore_index=-100)
 
@@ -191,7 +194,7 @@ def train_bart(
             "clean_changed": float(np.mean([a != b for a, b in zip(unchanged, test, strict=True)])),
         }
 
-    return fit("bart", model, loss, schedule, work, evaluate, recipe.seed, best="held_out_nll")
+    return fit("bart", model, loss, schedule, work, evaluate, recipe.seed, best="held_out_nll", place=place)
 
 
 def bleu(answers: Sequence[str], sent: Sequence[str]) -> float:
@@ -258,7 +261,13 @@ def _changed(answers: Sequence[str], sent: Sequence[str], intact: NDArray[np.boo
 
 
 def train(
-    data: Path, work: Path, llava: Path, output: Path, recipe: BartRecipe = BartRecipe(), start: Path | None = None
+    data: Path,
+    work: Path,
+    llava: Path,
+    output: Path,
+    recipe: BartRecipe = BartRecipe(),
+    start: Path | None = None,
+    place: Place = CPU,
 ) -> list[dict]:
     """Train against the text channel of a trained LLaVA, save the checkpoint and its logs.
 
@@ -271,6 +280,7 @@ def train(
         output: folder the model is written to.
         recipe: sizes, noise, length and rates.
         start: a finished checkpoint to go on from; None for an untrained model.
+        place: to train on.
 
     Returns:
         What ``measure`` found on the held-out sentences.
@@ -289,16 +299,17 @@ def train(
         if trained.tokenizer.get_vocab() != tokenizer.get_vocab():
             raise BadInputError(f"--start {start}: its vocabulary is not that of the captioner {llava}")
         model, schedule = trained.model, recipe.refinement
-        model.set_attn_implementation(TRAINING_ATTENTION)
+    model.set_attn_implementation(place.attention)
     calibration = captions.held_out_sentences[1::2]
-    log = train_bart(model, tokenizer, channels, captions.training_sentences, calibration, recipe, schedule, work)
+    sentences = captions.training_sentences
+    log = train_bart(model, tokenizer, channels, sentences, calibration, recipe, schedule, work, place)
     # Of all answers the likeliest, whatever its length: the length is known from what was received.
     model.generation_config.update(num_beams=recipe.beams, length_penalty=0.0)
     model.config.channel_weight = recipe.channel_weight
     model.config.correction_margin = choose_margin(Corrector(model, tokenizer), calibration)
-    model.half().save_pretrained(output)
+    model.cpu().half().save_pretrained(output)
     tokenizer.save_pretrained(output)
-    corrector = Corrector.load(output)
+    corrector = Corrector.load(output, place.device)
     quality = measure(corrector, NoisyCaptions(captioner), captioner, captions.held_out_sentences[::2], recipe.seed)
     record = {"recipe": asdict(recipe), "refined": start is not None, "held_out": quality, "log": log}
     (output / "training.json").write_text(json.dumps(record, indent=0) + "\n")

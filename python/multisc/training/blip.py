@@ -26,6 +26,7 @@ from multisc.training.blip_tokenizers import START, bert_tokenizer
 from multisc.training.data import CaptionData, load_caption_data, load_pixels
 from multisc.training.llava import VOCABULARY, pad
 from multisc.training.loop import Schedule, fit
+from multisc.training.place import CPU, Place
 from multisc.training.towers import vision_sizes
 from multisc.training.views import WHOLE, pixel_values, random_view
 
@@ -78,13 +79,15 @@ def train_language_model(
     test: list[NDArray[np.int64]],
     recipe: BlipRecipe,
     work: Path,
+    place: Place = CPU,
 ) -> list[dict]:
     """Train the text decoder alone on sentences; see ``fit`` for what it returns and leaves in ``work``."""
     decoder, filler = model.text_decoder, model.config.text_config.pad_token_id
 
     def nll(rows: list[NDArray[np.int64]]) -> Tensor:
-        with torch.autocast("cpu", torch.bfloat16):
-            return next_words(decoder(input_ids=pad(rows, filler)[:, :-1], use_cache=False).logits, rows)
+        with place.autocast():
+            ids = pad(rows, filler)[:, :-1].to(place.device)
+            return next_words(decoder(input_ids=ids, use_cache=False).logits, rows)
 
     def loss(step: int) -> Tensor:
         rng = np.random.default_rng([recipe.seed, step])
@@ -93,11 +96,16 @@ def train_language_model(
     def evaluate() -> dict[str, float]:
         return {"held_out_nll": float(np.mean([float(nll(test[i : i + 100])) for i in range(0, len(test), 100)]))}
 
-    return fit("blip-language", decoder, loss, recipe.language, work, evaluate, recipe.seed)
+    return fit("blip-language", decoder, loss, recipe.language, work, evaluate, recipe.seed, place=place)
 
 
 def train_captions(
-    model: BlipForConditionalGeneration, data: CaptionData, tokenizer: BertTokenizer, recipe: BlipRecipe, work: Path
+    model: BlipForConditionalGeneration,
+    data: CaptionData,
+    tokenizer: BertTokenizer,
+    recipe: BlipRecipe,
+    work: Path,
+    place: Place = CPU,
 ) -> list[dict]:
     """Train tower and text decoder on captioned photographs; see ``fit`` for what is returned."""
     start, end, filler = (model.config.text_config.bos_token_id, tokenizer.sep_token_id, tokenizer.pad_token_id)
@@ -108,14 +116,15 @@ def train_captions(
     sentences = encode_captions(tokenizer, list(data.sentences), start, end)
     tests = [encode_captions(tokenizer, list(image.captions), start, end)[0] for image in data.held_out]
     test_images = [load_pixels(data.root, image.path, 192) for image in data.held_out]
-    test_pixels = pixel_values(test_images, [WHOLE] * len(tests), size)
+    test_pixels = pixel_values(test_images, [WHOLE] * len(tests), size).to(place.device)
 
     def nll(seen: Tensor | None, rows: list[NDArray[np.int64]], wrong: float = 0.0) -> Tensor:
         ids = pad(rows, filler)[:, :-1]
         blotted = torch.rand(ids.shape) < wrong
         blotted[:, 0] = False
         ids[blotted] = tokenizer.mask_token_id
-        return next_words(model.text_decoder(input_ids=ids, encoder_hidden_states=seen, use_cache=False).logits, rows)
+        decoder, ids = model.text_decoder, ids.to(place.device)
+        return next_words(decoder(input_ids=ids, encoder_hidden_states=seen, use_cache=False).logits, rows)
 
     def loss(step: int) -> Tensor:
         rng = np.random.default_rng([recipe.seed, step])
@@ -124,8 +133,8 @@ def train_captions(
         said = [captions[i][rng.integers(len(captions[i]))] for i in chosen]
         # Sentences without pictures keep the language from narrowing to that of 900 photographs.
         others = [sentences[i] for i in rng.integers(len(sentences), size=recipe.caption_batch // 2)]
-        with torch.autocast("cpu", torch.bfloat16):
-            seen = model.vision_model(pixels).last_hidden_state
+        with place.autocast():
+            seen = model.vision_model(pixels.to(place.device)).last_hidden_state
             return nll(seen, said, recipe.wrong_words) + 0.2 * nll(None, others)
 
     def evaluate() -> dict[str, float]:
@@ -138,10 +147,12 @@ def train_captions(
     def rate(name: str) -> float:
         return recipe.trained_rate if name.startswith("vision_model") else 1.0
 
-    return fit("blip-captions", model, loss, recipe.captions, work, evaluate, recipe.seed, rate)
+    return fit("blip-captions", model, loss, recipe.captions, work, evaluate, recipe.seed, rate, place=place)
 
 
-def train(data: Path, work: Path, blip2: Path, output: Path, recipe: BlipRecipe = BlipRecipe()) -> dict:
+def train(
+    data: Path, work: Path, blip2: Path, output: Path, recipe: BlipRecipe = BlipRecipe(), place: Place = CPU
+) -> dict:
     """Train both stages; save the checkpoint and its logs.
 
     Args:
@@ -150,6 +161,7 @@ def train(data: Path, work: Path, blip2: Path, output: Path, recipe: BlipRecipe 
         blip2: the trained BLIP-2, whose tower is where this one begins.
         output: folder the model is written to.
         recipe: sizes, lengths and rates.
+        place: to train on.
 
     Returns:
         The last line of each stage's log.
@@ -165,10 +177,10 @@ def train(data: Path, work: Path, blip2: Path, output: Path, recipe: BlipRecipe 
         for texts in (captions.training_sentences, captions.held_out_sentences)
     )
     logs = [
-        train_language_model(model, sentences, unseen, recipe, work),
-        train_captions(model, captions, tokenizer, recipe, work),
+        train_language_model(model, sentences, unseen, recipe, work, place),
+        train_captions(model, captions, tokenizer, recipe, work, place),
     ]
-    model.half().save_pretrained(output)
+    model.cpu().half().save_pretrained(output)
     size = model.config.vision_config.image_size
     pictures = BlipImageProcessorPil(size={"height": size, "width": size})
     BlipProcessor(pictures, tokenizer).save_pretrained(output)

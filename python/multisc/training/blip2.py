@@ -33,7 +33,8 @@ from multisc.training.blip_tokenizers import opt_tokenizer
 from multisc.training.data import CaptionData, load_caption_data, load_pixels
 from multisc.training.distil import COMPONENTS, principal_features, teacher_features
 from multisc.training.llava import MAX_TOKENS, VOCABULARY, pad
-from multisc.training.loop import TRAINING_ATTENTION, Schedule, fit
+from multisc.training.loop import Schedule, fit
+from multisc.training.place import CPU, Place
 from multisc.training.tokenizers import IMAGE_TOKEN, train_bpe
 from multisc.training.towers import copy_tower, vision_config
 from multisc.training.views import WHOLE, View, pixel_values, random_view
@@ -105,7 +106,8 @@ class Trainee(nn.Module):
 def noisy(feature: Tensor, snr_db: Tensor) -> Tensor:
     """Add noise to y (B, N, D) at signal-to-noise ratios (B,) in dB; the signal is what differs between pictures."""
     power = (feature - feature.mean(0)).detach().square().mean()
-    return feature + torch.randn_like(feature) * (power * 10 ** (-snr_db / 10)).sqrt()[:, None, None]
+    drawn, ratio = torch.randn(feature.shape).to(feature.device), 10 ** (-snr_db.to(feature.device) / 10)
+    return feature + drawn * (power * ratio).sqrt()[:, None, None]
 
 
 def random_snr(count: int) -> Tensor:
@@ -153,7 +155,6 @@ def make_model(tokenizer: GPT2Tokenizer, clip: CLIPVisionModel, recipe: Blip2Rec
     model = Blip2ForConditionalGeneration(config)
     # The class starts with equal queries, which would stay equal.
     nn.init.normal_(model.query_tokens)
-    model.set_attn_implementation(TRAINING_ATTENTION)
     return model
 
 
@@ -171,7 +172,8 @@ def encode_captions(tokenizer: Any, sentences: list[str], start: int, end: int) 
 
 def next_words(logits: Tensor, rows: list[NDArray[np.int64]]) -> Tensor:
     """The mean cross-entropy of the tokens of rows, after their first ones, given logits (B, longest - 1, V)."""
-    return functional.cross_entropy(logits.float().transpose(1, 2), pad(rows, -100)[:, 1:], ignore_index=-100)
+    labels = pad(rows, -100)[:, 1:].to(logits.device)
+    return functional.cross_entropy(logits.float().transpose(1, 2), labels, ignore_index=-100)
 
 
 def train_language_model(
@@ -180,15 +182,16 @@ def train_language_model(
     test: list[NDArray[np.int64]],
     recipe: Blip2Recipe,
     work: Path,
+    place: Place = CPU,
 ) -> list[dict]:
     """Train the language model alone on sentences; see ``fit`` for what it returns and leaves in ``work``."""
     language, first = trainee.model.language_model, recipe.grid**2
 
     def nll(rows: list[NDArray[np.int64]]) -> Tensor:
-        ids = pad(rows, language.config.pad_token_id)[:, :-1]
+        ids = pad(rows, language.config.pad_token_id)[:, :-1].to(place.device)
         # The places behind y, where the words will stand.
-        places = torch.arange(first, first + ids.shape[1])[None]
-        with torch.autocast("cpu", torch.bfloat16):
+        places = torch.arange(first, first + ids.shape[1], device=place.device)[None]
+        with place.autocast():
             logits = language(input_ids=ids, position_ids=places, use_cache=False).logits
         return next_words(logits, rows)
 
@@ -199,7 +202,7 @@ def train_language_model(
     def evaluate() -> dict[str, float]:
         return {"held_out_nll": float(np.mean([float(nll(test[i : i + 100])) for i in range(0, len(test), 100)]))}
 
-    return fit("blip2-language", language, loss, recipe.language, work, evaluate, recipe.seed)
+    return fit("blip2-language", language, loss, recipe.language, work, evaluate, recipe.seed, place=place)
 
 
 class Looking:
@@ -210,16 +213,23 @@ class Looking:
         images: photographs, uint8 (H, W, 3).
         features: of the teacher, (photographs, components, 33, 33).
         grid: side of the square of y's tokens.
+        place: where batches go.
     """
 
     def __init__(
-        self, trainee: Trainee, images: list[NDArray[np.uint8]], features: NDArray[np.float16], grid: int
+        self,
+        trainee: Trainee,
+        images: list[NDArray[np.uint8]],
+        features: NDArray[np.float16],
+        grid: int,
+        place: Place = CPU,
     ) -> None:
+        self.place = place
         self._trainee, self._images, self._features, self._grid = trainee, images, features, grid
         config = trainee.model.config.vision_config
         self._size, self._patches = config.image_size, config.image_size // config.patch_size
         means = features[:, :, ::4, ::4].astype(np.float32).mean(axis=(2, 3))
-        self._spread = torch.from_numpy(means.std(axis=0))
+        self._spread = torch.from_numpy(means.std(axis=0)).to(place.device)
 
     def batch(self, rows: NDArray[np.intp], views: list[View]) -> tuple[Tensor, Tensor]:
         """Return pixels (B, 3, side, side) and the teacher's maps (B, components, cells, cells) of views."""
@@ -228,7 +238,8 @@ class Looking:
             view.cut(torch.from_numpy(self._features[row]), cells, "area")
             for row, view in zip(rows, views, strict=True)
         ]
-        return pixel_values([self._images[row] for row in rows], views, self._size), torch.stack(maps)
+        pixels = pixel_values([self._images[row] for row in rows], views, self._size)
+        return pixels.to(self.place.device), torch.stack(maps).to(self.place.device)
 
     def errors(self, pixels: Tensor, maps: Tensor, seen: Tensor, feature: Tensor) -> dict[str, Tensor]:
         """Squared errors, each relative to always answering the mean, of the tower's tokens and of y as received."""
@@ -262,12 +273,13 @@ def train_feature(
 ) -> list[dict]:
     """Train tower and Q-Former to tell what pictures show; see ``fit`` for what it returns and leaves in ``work``."""
     trainee.model.language_model.requires_grad_(False)
+    place = looking.place
 
     def loss(step: int) -> Tensor:
         rng = np.random.default_rng([recipe.seed, step])
         rows = rng.choice(train, recipe.batch, replace=False)
         pixels, maps = looking.batch(rows, [random_view(rng, 0.2) for _ in rows])
-        with torch.autocast("cpu", torch.bfloat16):
+        with place.autocast():
             seen, feature = trainee.look(pixels)
             errors = looking.errors(pixels, maps, seen, noisy(feature.float(), random_snr(len(rows))))
         return 2.0 * errors["colours"] + errors["fields"] + errors["whole"] + 0.5 * errors["patches"]
@@ -283,7 +295,7 @@ def train_feature(
             "explained_colours_5_db": 1.0 - float(at_5_db["colours"])
         }
 
-    log = fit("blip2-feature", trainee, loss, recipe.feature, work, evaluate, recipe.seed)
+    log = fit("blip2-feature", trainee, loss, recipe.feature, work, evaluate, recipe.seed, place=place)
     trainee.model.language_model.requires_grad_(True)
     return log
 
@@ -292,7 +304,7 @@ def train_captions(
     trainee: Trainee, looking: Looking, data: CaptionData, tokenizer: GPT2Tokenizer, recipe: Blip2Recipe, work: Path
 ) -> list[dict]:
     """Train all on captioned photographs, whose rows in ``looking`` are the first; see ``fit`` for the rest."""
-    model, end = trainee.model, tokenizer.eos_token_id
+    model, end, place = trainee.model, tokenizer.eos_token_id, looking.place
     trainee.model.get_input_embeddings().weight.requires_grad_(False)
     captions = [encode_captions(tokenizer, list(image.captions), end, end) for image in data.train]
     usable = np.flatnonzero([bool(rows) for rows in captions])
@@ -306,14 +318,14 @@ def train_captions(
         blotted = torch.rand(ids.shape) < wrong
         blotted[:, 0] = False
         ids[blotted] = model.config.text_config.pad_token_id
-        return next_words(trainee.language(feature, ids), rows)
+        return next_words(trainee.language(feature, ids.to(place.device)), rows)
 
     def loss(step: int) -> Tensor:
         rng = np.random.default_rng([recipe.seed, step])
         chosen = rng.choice(usable, recipe.caption_batch, replace=False)
         pixels, maps = looking.batch(chosen, [random_view(rng, 0.5) for _ in chosen])
         said = [captions[i][rng.integers(len(captions[i]))] for i in chosen]
-        with torch.autocast("cpu", torch.bfloat16):
+        with place.autocast():
             seen, feature = trainee.look(pixels)
             feature = noisy(feature.float(), random_snr(len(chosen)))
             errors = looking.errors(pixels, maps, seen, feature)
@@ -336,10 +348,12 @@ def train_captions(
     def rate(name: str) -> float:
         return 1.0 if "language_projection" in name else recipe.trained_rate
 
-    return fit("blip2-captions", trainee, loss, recipe.captions, work, evaluate, recipe.seed, rate)
+    return fit("blip2-captions", trainee, loss, recipe.captions, work, evaluate, recipe.seed, rate, place=place)
 
 
-def train(data: Path, work: Path, llava: Path, output: Path, recipe: Blip2Recipe = Blip2Recipe()) -> dict:
+def train(
+    data: Path, work: Path, llava: Path, output: Path, recipe: Blip2Recipe = Blip2Recipe(), place: Place = CPU
+) -> dict:
     """Train all stages; save the checkpoint and its logs.
 
     Args:
@@ -348,6 +362,7 @@ def train(data: Path, work: Path, llava: Path, output: Path, recipe: Blip2Recipe
         llava: the trained LLaVA, whose tower is where this one begins.
         output: folder the model is written to.
         recipe: sizes, lengths and rates.
+        place: to train on.
 
     Returns:
         The last line of each stage's log.
@@ -356,13 +371,14 @@ def train(data: Path, work: Path, llava: Path, output: Path, recipe: Blip2Recipe
     clip = Captioner.load(llava).model.model.vision_tower
     tokenizer = make_tokenizer(captions.training_sentences)
     model = make_model(tokenizer, clip, recipe)
+    model.set_attn_implementation(place.attention)
     photographs = [*captions.train, *captions.held_out, *captions.unlabelled]
     images = [load_pixels(data, image.path, 192) for image in photographs]
     size = clip.config.image_size
     copy_tower(clip, model.vision_model, pixel_values(images[:64], [WHOLE] * len(images[:64]), size))
     features = principal_features(teacher_features(data, [image.path for image in photographs], work / "teacher.npy"))
     trainee = Trainee(model, min(COMPONENTS, features.shape[1]))
-    looking = Looking(trainee, images, features, recipe.grid)
+    looking = Looking(trainee, images, features, recipe.grid, place)
     held_out = {image.path for image in captions.held_out}
     test = np.array([image.path in held_out for image in photographs])
     end = tokenizer.eos_token_id
@@ -371,11 +387,11 @@ def train(data: Path, work: Path, llava: Path, output: Path, recipe: Blip2Recipe
         for texts in (captions.training_sentences, captions.held_out_sentences)
     )
     logs = [
-        train_language_model(trainee, sentences, unseen, recipe, work),
+        train_language_model(trainee, sentences, unseen, recipe, work, place),
         train_feature(trainee, looking, np.flatnonzero(~test), np.flatnonzero(test), recipe, work),
         train_captions(trainee, looking, captions, tokenizer, recipe, work),
     ]
-    model.half().save_pretrained(output)
+    model.cpu().half().save_pretrained(output)
     make_processor(tokenizer, size, recipe).save_pretrained(output)
     quality = {log[0]["stage"]: log[-1] for log in logs}
     record = {"recipe": asdict(recipe), "held_out": quality, "log": [row for log in logs for row in log]}

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
 from transformers import AddedToken, BertTokenizer, GPT2Tokenizer
 
-from multisc.training.tokenizers import IMAGE_TOKEN
+from multisc.training.tokenizers import IMAGE_TOKEN, words_of
 
 START = "[DEC]"  # BLIP's token before a caption
 
@@ -27,9 +27,11 @@ def bert_tokenizer(sentences: Iterable[str], size: int, max_length: int) -> Bert
     letters = string.ascii_lowercase + string.digits + string.punctuation
     # Each character as a word's end and as its beginning, so that any ASCII text can be spelt.
     spelt = [f"{c} {c}{c} " for c in letters] * 3
+    corpus = [*spelt, *sentences]
     special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
-    trainer = trainers.WordPieceTrainer(vocab_size=size, special_tokens=special, show_progress=False)
-    tokenizer.train_from_iterator([*spelt, *sentences], trainer)
+    inner = sorted({f"##{letter}" for word in words_of(tokenizer, corpus) for letter in word[1:]})
+    trainer = trainers.WordPieceTrainer(vocab_size=size, special_tokens=special + inner, show_progress=False)
+    tokenizer.train_from_iterator(corpus, trainer)
     vocab = dict(sorted(tokenizer.get_vocab().items(), key=lambda item: item[1]))
     return BertTokenizer(vocab=vocab, bos_token=START, model_max_length=max_length)
 

@@ -32,6 +32,8 @@ from multisc.models.prompts import BLOCKS, CORNERS, encode_prompts, prompts_of
 from multisc.models.segmenter import Segmenter
 from multisc.training.loop import Schedule, fit
 from multisc.training.photographs import Photograph, load_photographs
+from multisc.training.place import CPU, Place
+from multisc.training.tokenizers import words_of
 from multisc.training.vae import LATENT_CHANNELS, to_tensor
 
 SHAPES = ((12, 18), (18, 12), (12, 16), (16, 12), (14, 14))  # latent (height, width); about 216 places
@@ -89,12 +91,14 @@ def train_tokenizer(sentences: Iterable[str], size: int = 1600) -> CLIPTokenizer
     start, end = "<|startoftext|>", "<|endoftext|>"
     empty = CLIPTokenizer()
     empty.backend_tokenizer.post_processor = None
-    trainer = trainers.BpeTrainer(
-        vocab_size=size, special_tokens=[start, end], end_of_word_suffix="</w>", show_progress=False
-    )
     letters = string.digits + string.ascii_lowercase + string.punctuation
-    spelt = [f"{c} {c}{c} " for c in letters for _ in range(3)]  # each character as a word's end and as its middle
-    empty.backend_tokenizer.train_from_iterator([*spelt, *sentences], trainer)
+    # Each character as a word's end and as its middle.
+    corpus = [*(f"{c} {c}{c} " for c in letters for _ in range(3)), *sentences]
+    last = sorted({f"{word[-1]}</w>" for word in words_of(empty.backend_tokenizer, corpus)})
+    trainer = trainers.BpeTrainer(
+        vocab_size=size, special_tokens=[start, end, *last], end_of_word_suffix="</w>", show_progress=False
+    )
+    empty.backend_tokenizer.train_from_iterator(corpus, trainer)
     model = json.loads(empty.backend_tokenizer.to_str())["model"]
     merges = [(a, b) for a, b in model["merges"]]
     return CLIPTokenizer(vocab=model["vocab"], merges=merges, model_max_length=TOKENS)
@@ -217,10 +221,10 @@ def make_examples(
             subject = _subject(picture, box, cut, processor)
             both = to_tensor(np.stack([target, target[:, ::-1]]))
             with torch.inference_mode():
-                latents = vae.encode(both).latent_dist.mean * vae.config.scaling_factor
+                latents = vae.encode(both.to(vae.device)).latent_dist.mean * vae.config.scaling_factor
             for mirrored in (False, True):
                 pixels = subject[:, ::-1] if mirrored else subject
-                examples.append(Example(source, mirrored, latents[int(mirrored)].half().numpy(), pixels))
+                examples.append(Example(source, mirrored, latents[int(mirrored)].half().cpu().numpy(), pixels))
     return examples
 
 
@@ -349,6 +353,7 @@ def train(
     adapter: Path,
     block_captions: Path | None = None,
     setup: DiffusionTraining = DiffusionTraining(),
+    place: Place = CPU,
 ) -> dict[str, float]:
     """Train on the data's photographs and save a pipeline directory and an adapter directory.
 
@@ -361,6 +366,7 @@ def train(
         adapter: the IP-Adapter's directory.
         block_captions: JSON, path below ``data`` -> captions of the whole and the four blocks.
         setup: steps, batch, rate, seed.
+        place: to train on.
 
     Returns:
         What ``measure`` found.
@@ -374,8 +380,8 @@ def train(
     processor = CLIPImageProcessorPil(
         size={"shortest_edge": SLICE_SIDE}, crop_size={"height": SLICE_SIDE, "width": SLICE_SIDE}
     )
-    autoencoder = AutoencoderKL.from_pretrained(vae, dtype=torch.float32).eval()
-    boxes = subject_boxes(photographs, Segmenter.load(fcn), work / "subjects.json")
+    autoencoder = AutoencoderKL.from_pretrained(vae, dtype=torch.float32).to(place.device).eval()
+    boxes = subject_boxes(photographs, Segmenter.load(fcn, place.device), work / "subjects.json")
     examples = make_examples(photographs, boxes, autoencoder, processor, setup.seed)
     captions = Captions(photographs, spoken, names)
     seen = Batches([e for e in examples if not photographs[e.source].held_out], captions, tokenizer, processor, setup)
@@ -395,13 +401,13 @@ def train(
     def loss(step: int) -> Tensor:
         trainee.follow(min(setup.decay, (1 + step) / (10 + step)))
         rng = np.random.default_rng([setup.seed, step])
-        return l_simple(trainee.online, scheduler, seen.draw(rng), rng)
+        return l_simple(trainee.online, scheduler, seen.draw(rng), rng, place)
 
     schedule = Schedule(setup.steps, setup.rate, warm_up=200, weight_decay=0.01, save_every=200)
-    log = fit("diffusion", trainee, loss, schedule, work, seed=setup.seed)
+    log = fit("diffusion", trainee, loss, schedule, work, seed=setup.seed, place=place)
     model = trainee.average.eval()
-    save(model, tokenizer, processor, autoencoder, scheduler, output, adapter)
-    quality = measure(model, scheduler, unseen)
+    quality = measure(model, scheduler, unseen, place=place)
+    save(model.cpu(), tokenizer, processor, autoencoder.cpu(), scheduler, output, adapter)
     record = {"setup": asdict(setup), "block_captions": len(spoken), "held_out": quality, "log": log}
     (output / "training.json").write_text(json.dumps(record) + "\n")
     return quality
@@ -412,18 +418,22 @@ def l_simple(
     scheduler: DDIMScheduler,
     batch: tuple[Tensor, Tensor, Tensor, Tensor],
     rng: np.random.Generator,
+    place: Place = CPU,
 ) -> Tensor:
     """The mean squared error of the predicted noise at random steps (eq. 11)."""
     latents, ids, pixels, with_image = batch
     noise = torch.from_numpy(rng.standard_normal(latents.shape).astype(np.float32))
     times = torch.from_numpy(rng.integers(scheduler.config.num_train_timesteps, size=len(latents)))
     noisy = scheduler.add_noise(latents, noise, times)
-    with torch.autocast("cpu", torch.bfloat16):
-        predicted = model(noisy, times, ids, pixels, with_image)
-    return functional.mse_loss(predicted.float(), noise)
+    given = (tensor.to(place.device) for tensor in (noisy, times, ids, pixels, with_image))
+    with place.autocast():
+        predicted = model(*given)
+    return functional.mse_loss(predicted.float(), noise.to(place.device))
 
 
-def measure(model: Conditioned, scheduler: DDIMScheduler, batches: Batches, count: int = 24) -> dict[str, float]:
+def measure(
+    model: Conditioned, scheduler: DDIMScheduler, batches: Batches, count: int = 24, place: Place = CPU
+) -> dict[str, float]:
     """Mean L_simple over ``count`` batches of held-out photographs: as trained, without text, without image."""
     sums = {"loss": 0.0, "loss_no_text": 0.0, "loss_no_image": 0.0}
     for number in range(count):
@@ -433,9 +443,8 @@ def measure(model: Conditioned, scheduler: DDIMScheduler, batches: Batches, coun
         image, none = torch.ones_like(with_image), torch.zeros_like(with_image)
         for key, words, flags in (("loss", ids, image), ("loss_no_text", empty, image), ("loss_no_image", ids, none)):
             with torch.inference_mode():
-                value = l_simple(
-                    model, scheduler, (latents, words, pixels, flags), np.random.default_rng([7, number])
-                )
+                batch, again = (latents, words, pixels, flags), np.random.default_rng([7, number])
+                value = l_simple(model, scheduler, batch, again, place)
             sums[key] += value.item() / count
     return {key: round(value, 5) for key, value in sums.items()}
 

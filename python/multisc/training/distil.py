@@ -19,6 +19,7 @@ from torch.nn import functional
 from multisc.errors import BadInputError
 from multisc.training.data import load_pixels
 from multisc.training.loop import Schedule, fit
+from multisc.training.place import CPU, Place
 from multisc.training.views import pixel_values, random_view
 
 GRID = 33
@@ -139,6 +140,7 @@ def distil(
     batch: int,
     work: Path,
     seed: int,
+    place: Place = CPU,
 ) -> list[dict]:
     """Teach a vision tower; see ``fit`` for what it returns and leaves in ``work``.
 
@@ -151,10 +153,12 @@ def distil(
         batch: images a step.
         work: directory for checkpoint and log.
         seed: of views and batches.
+        place: to train on.
     """
     size, grid = tower.config.image_size, tower.config.image_size // tower.config.patch_size
     # What the view holds, each component alike; what is where, strong components first.
-    spread = torch.from_numpy(features[:, :, ::4, ::4].astype(np.float32).mean(axis=(2, 3)).std(axis=0))
+    means = features[:, :, ::4, ::4].astype(np.float32).mean(axis=(2, 3))
+    spread = torch.from_numpy(means.std(axis=0)).to(place.device)
     model = Distillation(tower, features.shape[1])
     train_rows, test_rows = np.flatnonzero(~test), np.flatnonzero(test)
 
@@ -163,7 +167,8 @@ def distil(
         maps = [
             view.cut(torch.from_numpy(features[row]), grid, "area") for row, view in zip(rows, views, strict=True)
         ]
-        return pixel_values([images[row] for row in rows], views, size), torch.stack(maps)
+        pixels = pixel_values([images[row] for row in rows], views, size)
+        return pixels.to(place.device), torch.stack(maps).to(place.device)
 
     def errors(pixels: Tensor, maps: Tensor) -> tuple[Tensor, Tensor]:
         """Squared errors relative to always answering the mean."""
@@ -177,8 +182,9 @@ def distil(
     def loss(step: int) -> Tensor:
         rng = np.random.default_rng([seed, step])
         pixels, maps = batch_of(rng.choice(train_rows, batch, replace=False), rng)
-        with torch.autocast("cpu", torch.bfloat16):
-            return sum(errors(pixels, maps), torch.zeros(()))
+        with place.autocast():
+            patches, whole = errors(pixels, maps)
+            return patches + whole
 
     fixed = batch_of(test_rows, np.random.default_rng(seed))
 
@@ -186,4 +192,4 @@ def distil(
         patches, whole = errors(*fixed)
         return {"explained_patches": 1.0 - float(patches), "explained_whole": 1.0 - float(whole)}
 
-    return fit("tower", model, loss, schedule, work, evaluate, seed)
+    return fit("tower", model, loss, schedule, work, evaluate, seed, place=place)

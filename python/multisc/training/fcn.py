@@ -17,6 +17,7 @@ from multisc.models.fcn import Fcn, FcnConfig
 from multisc.models.segmenter import Segmenter
 from multisc.training.loop import Schedule, fit
 from multisc.training.photographs import Photograph, load_photographs
+from multisc.training.place import CPU, Place
 from multisc.training.subjects import (
     CLASS_COUNT,
     GRID,
@@ -191,7 +192,9 @@ def segmentation_loss(scores: Tensor, subject: Tensor, classes: Tensor) -> Tenso
     return likelihood + soft_iou_loss(scores[:, 1:].logsumexp(1) - scores[:, 0], subject)
 
 
-def train(data: Path, work: Path, output: Path, setup: FcnTraining = FcnTraining()) -> dict[str, float]:
+def train(
+    data: Path, work: Path, output: Path, setup: FcnTraining = FcnTraining(), place: Place = CPU
+) -> dict[str, float]:
     """Train, save a checkpoint with its log, and measure it on the held-out photographs.
 
     Beside the labels, the network learns what the teacher sees: a linear map from its features at stride 16 is drawn
@@ -202,6 +205,7 @@ def train(data: Path, work: Path, output: Path, setup: FcnTraining = FcnTraining
         work: folder of the teacher's features (2.2 GB), the subjects and the resumable checkpoint.
         output: folder the model is written to.
         setup: steps, batch, rate, seed.
+        place: to train on; teacher and labels are the CPU's work.
 
     Returns:
         What ``measure`` found.
@@ -219,15 +223,16 @@ def train(data: Path, work: Path, output: Path, setup: FcnTraining = FcnTraining
     model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     def loss(step: int) -> Tensor:
-        pixels, subject, kinds, seen = samples.draw(np.random.default_rng([setup.seed, step]), setup.batch)
-        with torch.autocast("cpu", torch.bfloat16):
+        drawn = samples.draw(np.random.default_rng([setup.seed, step]), setup.batch)
+        pixels, subject, kinds, seen = (tensor.to(place.device) for tensor in drawn)
+        with place.autocast():
             scores, guess = model(pixels.to(memory_format=torch.channels_last))
         return segmentation_loss(scores.float(), subject, kinds) + functional.mse_loss(guess.float(), seen)
 
     schedule = Schedule(setup.steps, setup.rate, warm_up=200, weight_decay=0.03)
-    log = fit("fcn", model, loss, schedule, work, seed=setup.seed)
-    model.fcn.save_pretrained(output)
-    quality = measure(Segmenter.load(output), photographs)
+    log = fit("fcn", model, loss, schedule, work, seed=setup.seed, place=place)
+    model.fcn.cpu().save_pretrained(output)
+    quality = measure(Segmenter.load(output, place.device), photographs)
     record = {"setup": asdict(setup), "photographs": len(chosen), "held_out": quality, "log": log}
     (output / "training.json").write_text(json.dumps(record) + "\n")
     return quality

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from copy import deepcopy
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +17,7 @@ from multisc.models.jscc import Jscc, JsccConfig, save_pretrained
 from multisc.models.jscc_network import CHANNELS, STRIDE, JsccNetwork, JsccWidths
 from multisc.training.loop import Schedule, fit
 from multisc.training.photographs import Photograph, load_photographs
+from multisc.training.place import CPU, Place
 
 FOLDERS = ("bsds300", "coco160", "objects1000")  # the others are too small to look like photographs of today
 PATCHES = 150  # blocks of each photograph that the transform is made from
@@ -66,6 +67,10 @@ class Draw:
     snr_db: Tensor
     noise: Tensor
     measured_db: Tensor
+
+    def to(self, device: str) -> Draw:
+        """Return the same on a device."""
+        return Draw(*(getattr(self, part.name).to(device) for part in fields(self)))
 
 
 class Trainee(nn.Module):
@@ -207,7 +212,9 @@ def read_photographs(data: Path, crop: int) -> tuple[list[NDArray[np.uint8]], li
     return pictures, [p for p in kept if p.held_out]
 
 
-def train(data: Path, work: Path, output: Path, setup: JsccTraining = JsccTraining()) -> dict[str, float]:
+def train(
+    data: Path, work: Path, output: Path, setup: JsccTraining = JsccTraining(), place: Place = CPU
+) -> dict[str, float]:
     """Train, save a checkpoint with its log, and measure it on the held-out photographs of BSDS500.
 
     Args:
@@ -215,6 +222,7 @@ def train(data: Path, work: Path, output: Path, setup: JsccTraining = JsccTraini
         work: folder of the resumable checkpoint.
         output: folder the model is written to.
         setup: steps, rates, batch, crop, seed.
+        place: to train on.
 
     Returns:
         What ``measure`` found.
@@ -229,8 +237,9 @@ def train(data: Path, work: Path, output: Path, setup: JsccTraining = JsccTraini
     trainee = Trainee(online).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     def loss(step: int) -> Tensor:
-        with torch.autocast("cpu", torch.bfloat16):
-            errors = distortion(trainee.online, draw(pictures, setup, step))
+        batch = draw(pictures, setup, step).to(place.device)
+        with place.autocast():
+            errors = distortion(trainee.online, batch)
         # PSNR rather than squared error, so that pictures at 20 dB count as those at 0 dB do; levels off at 37 dB.
         return (errors + 2e-4).log().mean() * (10.0 / np.log(10.0))
 
@@ -240,12 +249,12 @@ def train(data: Path, work: Path, output: Path, setup: JsccTraining = JsccTraini
             return loss(first + step)
 
         schedule = Schedule(steps, rate, warm_up=100, weight_decay=0.0, clip=20.0)
-        return fit(name, trainee, follow_and_lose, schedule, work, seed=setup.seed, rate=_rate)
+        return fit(name, trainee, follow_and_lose, schedule, work, seed=setup.seed, rate=_rate, place=place)
 
     log = stage("deep-jscc", 0, setup.steps, setup.rate)
     log += stage("deep-jscc-later", setup.steps, setup.later_steps, setup.later_rate)
-    save_pretrained(trainee.average, JsccConfig(), output)
-    quality = measure(Jscc.load(output), [p for p in held_out if FOLDERS[0] in p.path.parts])
+    save_pretrained(trainee.average.cpu(), JsccConfig(), output)
+    quality = measure(Jscc.load(output, place.device), [p for p in held_out if FOLDERS[0] in p.path.parts])
     record = {"setup": asdict(setup), "photographs": len(pictures), "held_out": quality, "log": log}
     (output / "training.json").write_text(json.dumps(record) + "\n")
     return quality

@@ -25,7 +25,8 @@ from multisc.models.captioner import PAPER_QUERY, Captioner
 from multisc.training.captioning import measure, write_block_captions
 from multisc.training.data import CaptionData, load_caption_data, load_pixels
 from multisc.training.distil import distil, principal_features, teacher_features
-from multisc.training.loop import TRAINING_ATTENTION, Schedule, fit
+from multisc.training.loop import Schedule, fit
+from multisc.training.place import CPU, Place
 from multisc.training.tokenizers import IMAGE_TOKEN, qwen2_tokenizer, train_bpe
 from multisc.training.views import WHOLE, pixel_values, random_view
 
@@ -112,9 +113,7 @@ def make_model(tokenizer: Qwen2Tokenizer, recipe: LlavaRecipe) -> LlavaForCondit
         image_seq_length=(recipe.image_size // recipe.patch_size) ** 2,
         tie_word_embeddings=True,
     )
-    model = LlavaForConditionalGeneration(config)
-    model.set_attn_implementation(TRAINING_ATTENTION)
-    return model
+    return LlavaForConditionalGeneration(config)
 
 
 def encode_captions(tokenizer: Qwen2Tokenizer, sentences: list[str], start: str = "\n") -> list[NDArray[np.int64]]:
@@ -139,6 +138,7 @@ def train_language_model(
     held_out: list[str],
     recipe: LlavaRecipe,
     work: Path,
+    place: Place = CPU,
 ) -> list[dict]:
     """Train the language model alone on sentences; see ``fit`` for what it returns and leaves in ``work``."""
     train, test = encode_captions(tokenizer, sentences), encode_captions(tokenizer, held_out)
@@ -146,8 +146,8 @@ def train_language_model(
 
     def nll(rows: list[NDArray[np.int64]]) -> Tensor:
         # Sorted neighbours waste less on padding; the end of text doubles as padding, so mask by length.
-        ids, labels = pad(rows, tokenizer.eos_token_id), pad(rows, -100)
-        with torch.autocast("cpu", torch.bfloat16):
+        ids, labels = pad(rows, tokenizer.eos_token_id).to(place.device), pad(rows, -100).to(place.device)
+        with place.autocast():
             hidden = model.model.language_model(input_ids=ids[:, :-1]).last_hidden_state
             logits = model.lm_head(hidden)
         return functional.cross_entropy(logits.float().transpose(1, 2), labels[:, 1:], ignore_index=-100)
@@ -159,7 +159,7 @@ def train_language_model(
     def evaluate() -> dict[str, float]:
         return {"held_out_nll": float(np.mean([float(nll(test[i : i + 100])) for i in range(0, len(test), 100)]))}
 
-    return fit("language", language, loss, recipe.language, work, evaluate, recipe.seed)
+    return fit("language", language, loss, recipe.language, work, evaluate, recipe.seed, place=place)
 
 
 class _LanguageModel(torch.nn.Module):
@@ -191,6 +191,7 @@ def train_captions(
     data: CaptionData,
     recipe: LlavaRecipe,
     work: Path,
+    place: Place = CPU,
 ) -> list[dict]:
     """Train tower, projection and language model together on captioned photographs.
 
@@ -210,17 +211,19 @@ def train_captions(
     def nll(pixels: Tensor, chosen: list[NDArray[np.int64]], wrong: float = 0.0) -> Tensor:
         """Cross-entropy of captions, one a picture, given the pictures and the words before, some of them wrong."""
         ids = pad([np.concatenate([prompt, caption]) for caption in chosen], tokenizer.eos_token_id)
-        labels = pad(chosen, -100)
+        labels = pad(chosen, -100).to(place.device)
         said = ids[:, len(prompt) :]
         said[torch.rand(said.shape) < wrong] = tokenizer.eos_token_id
-        with torch.autocast("cpu", torch.bfloat16):
-            hidden = model.model(input_ids=ids[:, :-1], pixel_values=pixels).last_hidden_state
+        with place.autocast():
+            hidden = model.model(
+                input_ids=ids[:, :-1].to(place.device), pixel_values=pixels.to(place.device)
+            ).last_hidden_state
             logits = model.lm_head(hidden[:, len(prompt) - 1 :])
         return functional.cross_entropy(logits.float().transpose(1, 2), labels, ignore_index=-100)
 
     def language_nll(chosen: list[NDArray[np.int64]]) -> Tensor:
-        ids, labels = pad(chosen, tokenizer.eos_token_id), pad(chosen, -100)
-        with torch.autocast("cpu", torch.bfloat16):
+        ids, labels = pad(chosen, tokenizer.eos_token_id).to(place.device), pad(chosen, -100).to(place.device)
+        with place.autocast():
             logits = model.lm_head(model.model.language_model(input_ids=ids[:, :-1]).last_hidden_state)
         return functional.cross_entropy(logits.float().transpose(1, 2), labels[:, 1:], ignore_index=-100)
 
@@ -250,10 +253,10 @@ def train_captions(
         # The projection is new, the rest is trained: let it learn to look before the others learn by heart.
         return 1.0 if "projector" in name else recipe.trained_rate
 
-    return fit("captions", model, loss, recipe.captions, work, evaluate, recipe.seed, rate)
+    return fit("captions", model, loss, recipe.captions, work, evaluate, recipe.seed, rate, place=place)
 
 
-def train(data: Path, work: Path, output: Path, recipe: LlavaRecipe = LlavaRecipe()) -> dict:
+def train(data: Path, work: Path, output: Path, recipe: LlavaRecipe = LlavaRecipe(), place: Place = CPU) -> dict:
     """Train all stages, save the checkpoint and its logs, and describe the training photographs.
 
     Args:
@@ -261,6 +264,7 @@ def train(data: Path, work: Path, output: Path, recipe: LlavaRecipe = LlavaRecip
         work: folder of the resumable checkpoints, of the teacher's features, and of ``block_captions.json``.
         output: folder the model is written to.
         recipe: sizes, lengths and rates.
+        place: to train on.
 
     Returns:
         What ``multisc.training.captioning.measure`` found.
@@ -268,16 +272,17 @@ def train(data: Path, work: Path, output: Path, recipe: LlavaRecipe = LlavaRecip
     captions = load_caption_data(data)
     tokenizer = make_tokenizer(captions.training_sentences)
     model = make_model(tokenizer, recipe)
+    model.set_attn_implementation(place.attention)
     log = train_language_model(
-        model, tokenizer, captions.training_sentences, list(captions.held_out_sentences), recipe, work
+        model, tokenizer, captions.training_sentences, list(captions.held_out_sentences), recipe, work, place
     )
-    log += train_tower(model, captions, recipe, work)
-    log += train_captions(model, tokenizer, captions, recipe, work)
+    log += train_tower(model, captions, recipe, work, place)
+    log += train_captions(model, tokenizer, captions, recipe, work, place)
     model.config.consensus_samples = recipe.consensus_samples
     model.config.consensus_temperature = recipe.consensus_temperature
-    model.half().save_pretrained(output)
+    model.cpu().half().save_pretrained(output)
     make_processor(tokenizer, recipe).save_pretrained(output)
-    captioner = Captioner.load(output)
+    captioner = Captioner.load(output, place.device)
     quality = measure(captioner, captions)
     record = {"recipe": asdict(recipe), "held_out": quality, "log": log}
     (output / "training.json").write_text(json.dumps(record, indent=0) + "\n")
@@ -286,7 +291,7 @@ def train(data: Path, work: Path, output: Path, recipe: LlavaRecipe = LlavaRecip
 
 
 def train_tower(
-    model: LlavaForConditionalGeneration, data: CaptionData, recipe: LlavaRecipe, work: Path
+    model: LlavaForConditionalGeneration, data: CaptionData, recipe: LlavaRecipe, work: Path, place: Place = CPU
 ) -> list[dict]:
     """Train the vision tower on the teacher's features; see ``fit`` for what is returned and left in ``work``."""
     photographs = [*data.train, *data.held_out, *data.unlabelled]
@@ -301,4 +306,5 @@ def train_tower(
         recipe.batch,
         work,
         recipe.seed,
+        place,
     )

@@ -8,14 +8,13 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-# Fused attention has a slow backward pass in bfloat16 on the CPU: whole steps of these small models take 1.7 to 2.7
-# times as long with it (torch 2.13, one thread).
-TRAINING_ATTENTION = "eager"
+from multisc.training.place import CPU, Place
 
 
 @dataclass(frozen=True)
@@ -59,15 +58,18 @@ def fit(
     seed: int = 0,
     rate: Callable[[str], float] = lambda name: 1.0,
     best: str = "",
+    place: Place = CPU,
 ) -> list[dict]:
-    """Train a model in place; continue from ``work/name.pt`` when an earlier run left it there.
+    """Train a model; continue from ``work/name.pt`` when an earlier run left it there.
 
-    A step's batch and randomness depend on the seed and the step alone, so a resumed run follows the same course.
+    A step's batch and randomness depend on the seed and the step alone, so a resumed run follows the same course, on
+    another device too.
 
     Args:
         name: of the stage; names its files.
-        model: what is trained; parameters with ``requires_grad`` off stay.
-        loss: from the step's number to its scalar loss.
+        model: what is trained, and moved to the place, where it stays; those parameters stay as they are that have
+            ``requires_grad`` off.
+        loss: from the step's number to its scalar loss, at the place.
         schedule: length and rates.
         work: directory for the checkpoint and ``name.json``, the log; the checkpoint is our own file, never an input
             from elsewhere.
@@ -76,10 +78,12 @@ def fit(
         rate: from a parameter's name to the factor on its learning rate.
         best: which of the measured values tells how good the model is, the lower the better: the model is left as it
             was when that was lowest, and training stops as ``schedule.patience`` says. Empty for the last state.
+        place: to train on.
 
     Returns:
         The log: a list of {"step", "loss", "seconds", ...}.
     """
+    model.to(place.device)
     trained = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
     for key, parameter in trained.items():
@@ -92,10 +96,10 @@ def fit(
     peaks = [factor * schedule.learning_rate for (factor, _), _ in ordered]
     work.mkdir(parents=True, exist_ok=True)
     checkpoint, best_file, log_file = (work / f"{name}{end}" for end in (".pt", ".best.pt", ".json"))
-    log: list[dict] = [{"stage": name, "seed": seed, **asdict(schedule)}]
+    log: list[dict] = [{"stage": name, "seed": seed, "device": place.device, **asdict(schedule)}]
     first = 0
     if checkpoint.exists():
-        saved = torch.load(checkpoint, weights_only=True)
+        saved = torch.load(checkpoint, map_location="cpu", weights_only=True)
         model.load_state_dict(saved["model"])
         optimiser.load_state_dict(saved["optimiser"])
         first, log = saved["step"], log + json.loads(log_file.read_text())[1:]
@@ -134,11 +138,20 @@ def fit(
             _save(state, checkpoint)
             log_file.write_text(json.dumps(log, indent=0))
     if best and best_file.exists():
-        model.load_state_dict(torch.load(best_file, weights_only=True))
+        model.load_state_dict(torch.load(best_file, map_location="cpu", weights_only=True))
     model.eval()
     return log
 
 
 def _save(state: dict, path: Path) -> None:
-    torch.save(state, path.with_suffix(".tmp"))
+    torch.save(_on_cpu(state), path.with_suffix(".tmp"))
     path.with_suffix(".tmp").replace(path)
+
+
+def _on_cpu(state: Any) -> Any:
+    """The tensors in nested dictionaries and lists on the CPU, from where any device can go on."""
+    if isinstance(state, dict):
+        return {key: _on_cpu(value) for key, value in state.items()}
+    if isinstance(state, list):
+        return [_on_cpu(value) for value in state]
+    return state.cpu() if isinstance(state, Tensor) else state

@@ -38,6 +38,16 @@ def train_bpe(sentences: Iterable[str], size: int) -> tuple[dict[str, int], list
     return model["vocab"], [(a, b) for a, b in model["merges"]]
 
 
+def words_of(tokenizer: Tokenizer, sentences: Iterable[str]) -> set[str]:
+    """Return the words of sentences, as a tokenizer normalises and cuts them.
+
+    Trainers number the letters that go on with a word or end it in another order each time. Who names them as
+    special tokens, sorted, trains the same tokenizer each time; a run could not be resumed else.
+    """
+    normalised = (tokenizer.normalizer.normalize_str(sentence) for sentence in sentences)
+    return {word for sentence in normalised for word, _ in tokenizer.pre_tokenizer.pre_tokenize_str(sentence)}
+
+
 def qwen2_tokenizer(vocab: dict[str, int], merges: list[tuple[str, str]], max_length: int) -> Qwen2Tokenizer:
     """Return a Qwen2 tokenizer over the encoding, with the end of text and ``<image>`` as special tokens."""
     return Qwen2Tokenizer(

@@ -16,6 +16,7 @@ from torch.nn import functional
 
 from multisc.training.loop import Schedule, fit
 from multisc.training.photographs import Photograph, load_photographs
+from multisc.training.place import CPU, Place
 
 LONG_SIDES = (112, 208)  # of the photographs that crops are cut from
 TEST_SIDE = 144
@@ -84,7 +85,7 @@ def to_luma_chroma(pictures: Tensor) -> Tensor:
     """Turn RGB (B, 3, H, W) into luma, red minus luma and blue minus luma."""
     luma = torch.tensor([0.299, 0.587, 0.114])
     rows = torch.stack([luma, torch.tensor([1.0, 0.0, 0.0]) - luma, torch.tensor([0.0, 0.0, 1.0]) - luma])
-    return functional.conv2d(pictures, rows.view(3, 3, 1, 1))
+    return functional.conv2d(pictures, rows.view(3, 3, 1, 1).to(pictures.device))
 
 
 def block_spectrum(pictures: Tensor) -> Tensor:
@@ -95,9 +96,10 @@ def block_spectrum(pictures: Tensor) -> Tensor:
     """
     wave = torch.cos(torch.pi * (torch.arange(8) + 0.5) / 8)
     flat = torch.ones(8)
-    kernels = [torch.outer(a, b) / 64 for a, b in ((flat, flat), (flat, wave), (wave, flat), (wave, wave))]
+    pairs = ((flat, flat), (flat, wave), (wave, flat), (wave, wave))
+    kernels = torch.stack([torch.outer(a, b) / 64 for a, b in pairs])[:, None].to(pictures.device)
     opponent = to_luma_chroma(pictures)
-    luma = functional.conv2d(opponent[:, :1], torch.stack(kernels)[:, None], stride=8)
+    luma = functional.conv2d(opponent[:, :1], kernels, stride=8)
     chroma = functional.avg_pool2d(opponent[:, 1:], 8)
     return torch.cat([luma[:, :1] / 0.5, chroma / 0.15, luma[:, 1:3] / 0.09, luma[:, 3:] / 0.04], 1)
 
@@ -113,7 +115,9 @@ def distortion(output: Tensor, target: Tensor, edges: float) -> Tensor:
     return total
 
 
-def train(data: Path, work: Path, output: Path, setup: VaeTraining = VaeTraining()) -> dict[str, float]:
+def train(
+    data: Path, work: Path, output: Path, setup: VaeTraining = VaeTraining(), place: Place = CPU
+) -> dict[str, float]:
     """Train, set the scaling factor from the data, save, and measure on the held-out photographs.
 
     Args:
@@ -121,6 +125,7 @@ def train(data: Path, work: Path, output: Path, setup: VaeTraining = VaeTraining
         work: folder of the resumable checkpoint.
         output: folder the model is written to.
         setup: steps, batch, rate, weights, seed.
+        place: to train on.
 
     Returns:
         What ``measure`` found.
@@ -133,18 +138,18 @@ def train(data: Path, work: Path, output: Path, setup: VaeTraining = VaeTraining
     def loss(step: int) -> Tensor:
         rng = np.random.default_rng([setup.seed, step])
         picks = rng.integers(len(pictures), size=setup.batch)
-        target = to_tensor(np.stack([random_crop(pictures[k], setup.crop, rng) for k in picks]))
-        with torch.autocast("cpu", torch.bfloat16):
+        target = to_tensor(np.stack([random_crop(pictures[k], setup.crop, rng) for k in picks])).to(place.device)
+        with place.autocast():
             posterior = model.encode(target).latent_dist
-            decoded = model.decode(posterior.sample()).sample
+            decoded = model.decode(posterior.sample(torch.default_generator)).sample  # drawn on the CPU
         divergence = posterior.kl().mean() / posterior.mean[0].numel()
         lead = setup.lead * max(0.1, 1.0 - 1.8 * step / setup.steps)
         away = functional.mse_loss(posterior.mean.float(), block_spectrum(target))
         return distortion(decoded.float(), target, setup.edges) + lead * away + setup.kl * divergence
 
-    log = fit(
-        "vae", model, loss, Schedule(setup.steps, setup.rate, warm_up=50, weight_decay=0.0), work, seed=setup.seed
-    )
+    schedule = Schedule(setup.steps, setup.rate, warm_up=50, weight_decay=0.0)
+    log = fit("vae", model, loss, schedule, work, seed=setup.seed, place=place)
+    model.cpu()
     with torch.inference_mode():
         spread = [model.encode(to_tensor(fit_size(picture)[None])).latent_dist.mean for picture in pictures[::20]]
     deviation = torch.cat([latents.flatten() for latents in spread]).std().item()

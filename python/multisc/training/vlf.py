@@ -26,6 +26,7 @@ from multisc.models.generator import Generator, load_pipeline
 from multisc.models.prompts import encode_prompts
 from multisc.training.data import CaptionData, load_caption_data, load_pixels
 from multisc.training.loop import Schedule, fit
+from multisc.training.place import CPU, Place
 
 ASPECTS = (1.5, 1.33, 1.0, 0.75, 0.67)  # width over height that pictures are cut to
 ENCODED_AT_ONCE = 16
@@ -201,14 +202,16 @@ class Denoising:
     Args:
         pipeline: with a projection loaded.
         recipe: how times are drawn.
+        place: that the pipeline is at.
     """
 
-    def __init__(self, pipeline: StableDiffusionPipeline, recipe: VlfRecipe) -> None:
+    def __init__(self, pipeline: StableDiffusionPipeline, recipe: VlfRecipe, place: Place = CPU) -> None:
+        self._place = place
         self._unet, self._scheduler, self._late = pipeline.unet, pipeline.scheduler, recipe.late
         length = pipeline.tokenizer.model_max_length
         ids = pipeline.tokenizer([""], padding="max_length", max_length=length, return_tensors="pt").input_ids
         with torch.inference_mode():
-            text = encode_prompts(pipeline.text_encoder, ids[None].to(pipeline.device))
+            text = encode_prompts(pipeline.text_encoder, ids[None].to(place.device))
         self._text = text.clone()
 
     def loss(self, latents: Tensor, features: Tensor, rng: np.random.Generator) -> Tensor:
@@ -219,7 +222,7 @@ class Denoising:
             features: y as received, (B, N, D); zeros for none.
             rng: draws noise and times.
         """
-        device, config = self._text.device, self._scheduler.config
+        device, config = self._place.device, self._scheduler.config
         noise = torch.from_numpy(rng.standard_normal(latents.shape).astype(np.float32))
         steps = config.num_train_timesteps
         drawn = steps * rng.random(len(latents)) ** self._late
@@ -227,7 +230,7 @@ class Denoising:
         noisy = self._scheduler.add_noise(latents, noise, times)
         velocity = config.prediction_type == "v_prediction"
         target = self._scheduler.get_velocity(latents, noise, times) if velocity else noise
-        with torch.autocast(device.type, torch.bfloat16):
+        with self._place.autocast():
             predicted = self._unet(
                 noisy.to(device),
                 times.to(device),
@@ -270,8 +273,8 @@ def train(
     blip2_source: str,
     stable_diffusion: str,
     output: Path,
-    device: str = "cpu",
     recipe: VlfRecipe = VlfRecipe(),
+    place: Place = CPU,
 ) -> dict[str, float]:
     """Train the projection for a pair of models and save it.
 
@@ -281,23 +284,24 @@ def train(
         blip2_source: the BLIP-2, a directory or a name on the hub.
         stable_diffusion: the diffusion model, a directory or a name on the hub.
         output: directory that the projection is written to.
-        device: that both models are on.
         recipe: length and rates.
+        place: to train on.
 
     Returns:
         On the held-out photographs: L_simple with y as received, with that of another picture, and without; the share
         of the colours' variance that y tells.
     """
     captions = load_caption_data(data)
-    blip2, pipeline = Blip2.load(blip2_source, device), load_pipeline(stable_diffusion).to(device)
+    # Both are frozen, but the projection becomes part of the UNet: in single precision, for the optimiser's sake.
+    blip2, pipeline = Blip2.load(blip2_source, place.device), load_pipeline(stable_diffusion).to(place.device)
     seen = [image.path for image in (*captions.train, *captions.unlabelled)]
     examples = make_examples(captions, seen, blip2, pipeline, recipe.crops, recipe.seed)
     unseen = make_examples(captions, [i.path for i in captions.held_out], blip2, pipeline, 1, recipe.seed)
     statistics = FeatureStatistics.measure(np.stack([example.feature for example in examples]).astype(np.float32))
     models = {"blip2": Path(blip2_source).name, "stable_diffusion": Path(stable_diffusion).name}
     add_projection(pipeline.unet, new_projection(pipeline.unet, statistics, models, recipe.seed), stable_diffusion)
-    adapter = Adapter(pipeline.unet).to(device)
-    channel, denoising = Channel(statistics), Denoising(pipeline, recipe)
+    adapter = Adapter(pipeline.unet)
+    channel, denoising = Channel(statistics), Denoising(pipeline, recipe, place)
     batches, tests = Batches(examples, channel, recipe), Batches(unseen, channel, recipe)
 
     def loss(step: int) -> Tensor:
@@ -307,10 +311,11 @@ def train(
     def evaluate() -> dict[str, float]:
         return measure(denoising, tests, 8)
 
-    log = fit("vlf", adapter, loss, recipe.schedule, work, evaluate, recipe.seed)
-    projection = adapter.projection(statistics, fit_colours(statistics, examples, recipe.ridge), models)
+    log = fit("vlf", adapter, loss, recipe.schedule, work, evaluate, recipe.seed, place=place)
+    quality = measure(denoising, tests, 20)
+    projection = adapter.cpu().projection(statistics, fit_colours(statistics, examples, recipe.ridge), models)
     projection.save(output)
-    quality = measure(denoising, tests, 20) | {"explained_colours": explained_colours(projection, unseen)}
+    quality |= {"explained_colours": explained_colours(projection, unseen)}
     record = {"recipe": asdict(recipe), "models": models, "held_out": quality, "log": log}
     (output / "training.json").write_text(json.dumps(record, indent=0) + "\n")
     return quality
