@@ -118,7 +118,7 @@ def test_block_that_cannot_be_made_is_one_line(programs, name: str, arguments, w
     done = subprocess.run(
         [sys.executable, str(programs(name) / f"{name}.py"), *arguments],
         cwd=tmp_path, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=LIMIT_S, check=False,
-        env=os.environ | {"QT_QPA_PLATFORM": "offscreen"},
+        env=os.environ | {"QT_QPA_PLATFORM": "offscreen", "XDG_RUNTIME_DIR": str(tmp_path)},
     )  # fmt: skip
     assert done.returncode == 1
     assert done.stderr.splitlines() == [f"{name}.py: {what}"]
