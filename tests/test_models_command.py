@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import pickle
 import shutil
+import subprocess
 import sys
 from pathlib import Path
 
@@ -197,6 +199,15 @@ def test_each_kind_of_damage_is_one_line_with_its_remedy(directory, damage, says
     assert line.startswith("bart: ")
     assert line.count("\n") == 1
     assert says in line
+
+
+def test_verifying_says_what_it_does_and_nothing_else():
+    command = [sys.executable, "-m", "multisc", "models", "verify", "--parts", "stable-diffusion,ip-adapter"]
+    quiet = {name: value for name, value in os.environ.items() if not name.endswith("_VERBOSITY")}
+    done = subprocess.run(command, env=quiet, capture_output=True, text=True, timeout=120, check=True)
+    steps = ("stable-diffusion: files", "ip-adapter: files", "stable-diffusion: loading")
+    assert done.stderr.splitlines() == list(steps)
+    assert done.stdout == "embedded: stable-diffusion, ip-adapter: all well\n"
 
 
 def test_the_embedded_models_are_listed_without_a_network(capsys):
