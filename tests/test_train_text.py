@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -344,6 +345,17 @@ def test_the_command_line_trains_every_stage_on_the_device(
     command = ["train", "all", "--data", str(tmp_path), "--out", str(tmp_path)]
     assert main([*command, "--device", device] if device != "cpu" else command) == 0
     assert places == dict.fromkeys(stages, Place(device))
+
+
+def test_memory_that_is_short_is_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    def exhausted(*_: object, **__: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory.\nTried to allocate 2 GiB.")
+
+    monkeypatch.setattr(jscc, "train", exhausted)
+    assert main(["train", "deep-jscc", "--data", str(tmp_path), "--out", str(tmp_path)]) == 1
+    assert re.fullmatch(r"multisc train: deep-jscc: the memory of cpu is short; .*\n", capsys.readouterr().err)
 
 
 def test_attention_is_what_is_fast_on_the_device() -> None:

@@ -22,7 +22,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from multisc.errors import BadInputError
+from multisc.errors import BadInputError, ModelError
 from multisc.models.profile import CATALOGUE, load_profile, trained_directory
 
 if TYPE_CHECKING:
@@ -50,7 +50,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "--device",
         default="cpu",
         metavar="NAME",
-        help="to train on: cpu, cuda or cuda:N, whatever there is beside; default: %(default)s",
+        help="to train on: cpu, cuda or cuda:N; default: %(default)s, even where there is a GPU",
     )
     parser.add_argument("--threads", type=int, default=1, metavar="N", help="of the processor; default: %(default)s")
 
@@ -61,6 +61,7 @@ def run(args: argparse.Namespace) -> int:
     Raises:
         BadInputError: for a missing directory, a number of threads below 1, a device that is not there,
             ``--models`` or ``--start`` with another model.
+        ModelError: when the device's memory is short.
     """
     if args.start and args.model != "bart":
         raise BadInputError("--start is for bart alone")
@@ -83,7 +84,11 @@ def run(args: argparse.Namespace) -> int:
     stages = STAGES | ({"vlf": functools.partial(_vlf, models=args.models)} if args.models else {})
     stages |= {"bart": functools.partial(_bart, start=args.start)} if args.start else {}
     for name in STAGES if args.model == "all" else [args.model]:
-        quality = stages[name](args.data, work, out, place)
+        try:
+            quality = stages[name](args.data, work, out, place)
+        except (torch.OutOfMemoryError, MemoryError):
+            remedy = "end other programs on it, or give another --device: the run goes on from its last checkpoint"
+            raise ModelError(f"{name}: the memory of {place.device} is short; {remedy}") from None
         print(f"{name}: {json.dumps(quality)}", flush=True)
     return 0
 
