@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from multisc.channel import KINDS, PROFILES, ChannelConfig
 from multisc.cli.arguments import finite_float, option, snr_of
@@ -61,12 +62,12 @@ def add_channel(parser: argparse.ArgumentParser) -> None:
 
     number("--doppler", "largest Doppler shift of fading; 0 is block fading (default)", "HZ")
     group.add_argument("--fading-block", type=int, metavar="N", help="samples per fading block; default: all of them")
+    # Without defaults of their own, so that one which the channel does not have is refused.
+    usual = ChannelConfig
+    group.add_argument("--k-factor", type=finite_float, metavar="DB", help=f"rician; default: {usual.k_factor_db:g}")
+    group.add_argument("--profile", choices=PROFILES, help=f"TDL-A to TDL-E; default: {usual.profile}")
     group.add_argument(
-        "--k-factor", type=finite_float, default=6.0, metavar="DB", help="rician; default: %(default)s"
-    )
-    group.add_argument("--profile", choices=PROFILES, default="C", help="TDL-A to TDL-E; default: %(default)s")
-    group.add_argument(
-        "--delay-spread", type=finite_float, default=300e-9, metavar="S", help="tdl, seconds; default: %(default)s"
+        "--delay-spread", type=finite_float, metavar="S", help=f"tdl, seconds; default: {usual.delay_spread_s:g}"
     )
     number("--cfo", "carrier frequency offset", "HZ")
     number("--clock-ppm", "receiver's clock against the transmitter's", "PPM")
@@ -93,8 +94,21 @@ def channel(
         sample_rate: Hz.
 
     Raises:
-        BadInputError: for values that ``ChannelConfig`` refuses.
+        BadInputError: for values that ``ChannelConfig`` refuses, or that this channel does not have.
     """
+    chosen: dict[str, Any] = {}
+    for flag, value, field, kind in (
+        ("--k-factor", args.k_factor, "k_factor_db", "rician"),
+        ("--profile", args.profile, "profile", "tdl"),
+        ("--delay-spread", args.delay_spread, "delay_spread_s", "tdl"),
+    ):
+        if value is not None and args.channel != kind:
+            shown = value if isinstance(value, str) else f"{value:g}"
+            raise BadInputError(f"{flag} {shown} goes with --channel {kind}, not {args.channel}")
+        if value is not None:
+            chosen[field] = value
+    if args.adc_full_scale is not None and args.adc_bits is None:
+        raise BadInputError(f"--adc-full-scale {args.adc_full_scale:g} goes with --adc-bits")
     return ChannelConfig(
         kind=args.channel,
         noise_variance=0.0 if snr_db is None else time_noise_variance(snr_db, amplitude),
@@ -102,9 +116,6 @@ def channel(
         sample_rate=sample_rate,
         doppler_hz=args.doppler,
         fading_block=args.fading_block,
-        k_factor_db=args.k_factor,
-        profile=args.profile,
-        delay_spread_s=args.delay_spread,
         cfo_hz=args.cfo,
         clock_ppm=args.clock_ppm,
         linewidth_hz=args.linewidth,
@@ -114,6 +125,7 @@ def channel(
         clip=args.clip,
         adc_bits=args.adc_bits,
         adc_full_scale=4.0 * amplitude if args.adc_full_scale is None else args.adc_full_scale,
+        **chosen,
     )
 
 
