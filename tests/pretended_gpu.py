@@ -20,7 +20,6 @@ import pytest
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode, return_and_correct_aliasing
-from torch.utils._pytree import tree_leaves, tree_map_only
 from torch.utils.backend_registration import _setup_privateuseone_for_python_backend
 
 NAME = "pretended"
@@ -81,7 +80,8 @@ def operate(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
     if composite(func):
         with Arrivals():
             return func.decompose(*args, **kwargs)
-    tensors = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
+    tensors: list[Tensor] = []
+    local_args, local_kwargs = replaced((args, kwargs), lambda tensor: tensors.append(tensor) or local(tensor))
     remote, target = any(isinstance(tensor, Remote) for tensor in tensors), kwargs.get("device")
     there = remote if target is None else torch.device(target).type == NAME
     if not remote and not there:
@@ -91,7 +91,6 @@ def operate(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
     strangers = [tuple(t.shape) for t in tensors if t.ndim and not isinstance(t, Remote)]
     if remote and strangers and func not in COPIES:
         raise RuntimeError(f"{func}: all tensors should be on {NAME}, but those of shapes {strangers} are on the CPU")
-    local_args, local_kwargs = tree_map_only(Remote, lambda tensor: tensor.local, (args, kwargs))
     if target is not None:
         local_kwargs["device"] = torch.device("cpu")
     with own_randomness(func):
@@ -100,8 +99,22 @@ def operate(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
         return args[0]
     if not there:
         return result
-    result = tree_map_only(Tensor, Remote, result)
+    result = replaced(result, Remote)
     return return_and_correct_aliasing(func, args, kwargs, result) if remote else result
+
+
+def replaced(nested: Any, replacement: Callable[[Tensor], Any]) -> Any:
+    """The same tuples, lists and dictionaries with other tensors."""
+    if isinstance(nested, Tensor):
+        return replacement(nested)
+    if isinstance(nested, dict):
+        return {key: replaced(value, replacement) for key, value in nested.items()}
+    return type(nested)(replaced(value, replacement) for value in nested) if type(nested) in (tuple, list) else nested
+
+
+def local(tensor: Tensor) -> Tensor:
+    """The plain tensor with the values."""
+    return tensor.local if isinstance(tensor, Remote) else tensor
 
 
 @cache
@@ -157,7 +170,7 @@ def low_precision(operator: Any) -> Callable:
     def kernel(*args: Any, **kwargs: Any) -> Any:
         lowered.append(operator.name())
         with torch._C._ExcludeDispatchKeyGuard(AUTOCAST_KEY):
-            args, kwargs = tree_map_only(Tensor, cast, (args, kwargs))
+            args, kwargs = replaced((args, kwargs), cast)
             return operator(*args, **kwargs)
 
     return kernel

@@ -205,6 +205,7 @@ def test_every_stage_trains_and_the_checkpoints_load(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(bart, "MEASURED_SNR_DB", (20.0,))
+    monkeypatch.setattr("multisc.training.data.HELD_OUT_SENTENCES", 40)
     captions = load_caption_data(data)
     stage = Schedule(steps=2, learning_rate=1e-3, warm_up=1, save_every=2)
     recipe = llava.LlavaRecipe(image_size=32, batch=8, caption_batch=8, language=stage, tower=stage, captions=stage)
