@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from pretended_gpu import Remote, gpu, lowered  # noqa: F401
 from safetensors.torch import load_file
+from transformers import BartConfig
 
 from multisc.training import bart, blip, blip2, data, diffusion, fcn, jscc, llava, subjects, vae, vlf
 from multisc.training.loop import Schedule, fit
@@ -114,9 +115,9 @@ def miniature() -> Iterator[None]:
         patch.setattr(bart, "MEASURED_SNR_DB", (5.0,))
         patch.setattr(diffusion, "measure", lambda *given, **named: l_simple(*given, **named, count=1))
         patch.setattr(vlf, "measure", lambda denoising, tests, _count: feature_loss(denoising, tests, 1))
-        # Of all that is drawn, BART's dropout alone is drawn on the device. And autocast keeps the weights' low
-        # precision for their next use, which the pretended device does not.
-        patch.setattr(torch.nn.functional, "dropout", lambda given, *_, **__: given)
+        # Of all that is drawn, BART's dropout alone is drawn on the device.
+        patch.setattr(bart, "BartConfig", lambda **sizes: BartConfig(**sizes | {"dropout": 0.0}))
+        # Autocast would keep the weights' low precision for their next use, which the pretended device does not.
         torch.set_autocast_cache_enabled(False)
         torch.set_num_threads(1)
         yield
