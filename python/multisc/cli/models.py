@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -53,9 +52,6 @@ def run(args: argparse.Namespace) -> int:
     parts = _parts(args.parts, profile)
     if args.action == "fetch":
         return _fetch(profile, parts, args.to)
-    # What the libraries remark on, such as a missing torchvision, is no problem of the checkpoint.
-    for library in ("TRANSFORMERS", "DIFFUSERS"):
-        os.environ.setdefault(f"{library}_VERBOSITY", "error")
     problems = verify.verify(profile, parts, lambda line: print(line, file=sys.stderr))
     for line in problems:
         print(line)
