@@ -50,6 +50,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         if name == chosen:
             importlib.import_module(module).configure(sub)
     args = parser.parse_args(argv, argparse.Namespace(argv=argv))
+    # What the libraries remark on, such as a missing torchvision, is not the user's business; their errors are.
+    for library in ("TRANSFORMERS", "DIFFUSERS"):
+        os.environ.setdefault(f"{library}_VERBOSITY", "error")
     try:
         return importlib.import_module(COMMANDS[args.command][0]).run(args)
     except MultiscError as error:
