@@ -122,6 +122,7 @@ def test_confidence_interval_is_exact():
     ],
 )
 def test_bad_input_is_one_line_and_exit_2(capsys, arguments):
+    assert run(capsys, arguments)[:2] == (2, "")  # no table's head either
     code, out, err = run(capsys, arguments + " --json")
     assert code == 2
     assert out == ""

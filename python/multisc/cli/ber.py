@@ -51,16 +51,16 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Simulate each Eb/N0 in turn."""
     if not all(-30 <= ebn0 <= 60 for ebn0 in args.ebn0):
-        raise BadInputError("Eb/N0 must be -30 to 60 dB")
+        raise BadInputError(f"--ebn0 {' '.join(f'{ebn0:g}' for ebn0 in args.ebn0)}: must be -30 to 60 dB")
     link = Link(args.code, args.modulation, args.decoder, args.schedule, args.iterations, args.demapper)
-    if not args.json:
-        print(f"{'Eb/N0 dB':>9} {'frames':>9} {'errors':>7} {'FER':>10} {'95 % interval':>23} {'BER':>10}")
-    for ebn0 in args.ebn0:
+    for number, ebn0 in enumerate(args.ebn0):
         rates = _simulate(link, ebn0, args)
         low, high = rates.ci95
         if args.json:
             print(json.dumps(_record(rates)), flush=True)
         else:
+            if not number:
+                print(f"{'Eb/N0 dB':>9} {'frames':>9} {'errors':>7} {'FER':>10} {'95 % interval':>23} {'BER':>10}")
             counts = f"{ebn0:9.2f} {rates.frames:9} {rates.frame_errors:7} {rates.fer:10.3e}"
             print(counts, f"{f'{low:.2e} .. {high:.2e}':>23} {rates.ber:10.3e}", flush=True)
     return 0
