@@ -8,6 +8,7 @@ without its class token; a chat template that marks what the assistant says.
 from __future__ import annotations
 
 import json
+import struct
 from pathlib import Path
 
 import torch
@@ -15,7 +16,6 @@ from hub_files import rename_shards, write_json
 from miniatures import SENTENCES
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
-from transformers.utils import sentencepiece_model_pb2_new as sentencepiece
 
 IMAGE_SIDE, PATCH = 28, 14
 SPECIAL = ("<unk>", "<s>", "</s>")
@@ -218,13 +218,35 @@ def _tokenizer(directory: Path) -> int:
 
 
 def _sentencepiece(file: Path, vocabulary: dict[str, int]) -> None:
-    """Write the same words as a SentencePiece model, which the published checkpoint has besides."""
-    kinds = sentencepiece.ModelProto.SentencePiece
-    proto = sentencepiece.ModelProto()
-    proto.trainer_spec.model_type = sentencepiece.TrainerSpec.BPE
-    proto.trainer_spec.vocab_size = len(vocabulary)
-    proto.trainer_spec.byte_fallback = True
+    """Write the same words as a SentencePiece model, which the published checkpoint has besides.
+
+    A protocol buffer by hand (sentencepiece_model.proto): nothing here reads the file, and no package is needed for it.
+    """
+    normal, unknown, control, byte = 1, 2, 3, 6
+    model = b""
     for word, index in sorted(vocabulary.items(), key=lambda item: item[1]):
-        kind = kinds.BYTE if word in BYTES else kinds.CONTROL if word in SPECIAL else kinds.NORMAL
-        proto.pieces.add(piece=word, score=-float(index), type=kinds.UNKNOWN if word == "<unk>" else kind)
-    file.write_bytes(proto.SerializeToString())
+        kind = unknown if word == "<unk>" else byte if word in BYTES else control if word in SPECIAL else normal
+        piece = _field(1, word.encode()) + _key(2, 5) + struct.pack("<f", -float(index)) + _field(3, kind)
+        model += _field(1, piece)
+    byte_pairs, byte_fallback = 2, 1
+    trainer = _field(3, byte_pairs) + _field(4, len(vocabulary)) + _field(35, byte_fallback)
+    file.write_bytes(model + _field(2, trainer))
+
+
+def _field(number: int, value: int | bytes) -> bytes:
+    """A whole number or a run of bytes as a field of a protocol buffer."""
+    if isinstance(value, int):
+        return _key(number, 0) + _varint(value)
+    return _key(number, 2) + _varint(len(value)) + value
+
+
+def _key(number: int, kind: int) -> bytes:
+    return _varint(number << 3 | kind)
+
+
+def _varint(value: int) -> bytes:
+    digits = []
+    while value >= 128:
+        digits.append(value & 127 | 128)
+        value >>= 7
+    return bytes([*digits, value])
