@@ -220,7 +220,7 @@ def _tokenizer(directory: Path) -> int:
 def _sentencepiece(file: Path, vocabulary: dict[str, int]) -> None:
     """Write the same words as a SentencePiece model, which the published checkpoint has besides.
 
-    A protocol buffer by hand (sentencepiece_model.proto): nothing here reads the file, and no package is needed for it.
+    A protocol buffer by hand (sentencepiece_model.proto): nothing here reads the file.
     """
     normal, unknown, control, byte = 1, 2, 3, 6
     model = b""
