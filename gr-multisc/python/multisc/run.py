@@ -16,6 +16,7 @@ from gnuradio import gr
 
 from multisc.channel import ChannelConfig
 from multisc.cli import arguments, radio
+from multisc.cli.output import EXIT_UNREAD, nobody_reads
 from multisc.errors import BadInputError, MultiscError
 from multisc.evaluation.console import Console, summary
 from multisc.evaluation.result import ChannelInfo
@@ -67,7 +68,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     Returns:
         The exit code: 0 on success and on an outage, 2 on bad usage or bad input, 1 on any other failure,
-        130 on Ctrl-C, 143 on SIGTERM.
+        130 on Ctrl-C, 143 on SIGTERM, 141 when nobody reads the output any more.
     """
     args = parser().parse_args(argv)
     signal.signal(signal.SIGTERM, _terminate)
@@ -75,6 +76,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         _check_kind(args)
         (air.run if args.sdr else run)(args)
+        sys.stdout.flush()
     except MultiscError as error:
         print(f"run_flowgraph.py: {error}", file=sys.stderr)
         if air_graph.driver_hangs():
@@ -83,6 +85,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("run_flowgraph.py: interrupted", file=sys.stderr)
         return 130
+    except BrokenPipeError:
+        if not nobody_reads():
+            raise
+        return EXIT_UNREAD  # all files are written
     return 0
 
 

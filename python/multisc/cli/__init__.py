@@ -10,6 +10,7 @@ from collections.abc import Sequence
 
 from multisc import __version__
 from multisc.cli.arguments import Parser
+from multisc.cli.output import EXIT_UNREAD, nobody_reads
 from multisc.errors import MultiscError
 
 # name -> (module, one line of help). Each module has configure(parser) and run(args) -> int.
@@ -32,7 +33,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one subcommand.
 
     Returns:
-        The exit code: 0 on success, 2 on bad usage or bad input, 1 on any other failure, 130 on Ctrl-C.
+        The exit code: 0 on success, 2 on bad usage or bad input, 1 on any other failure, 130 on Ctrl-C,
+        141 when nobody reads the output any more.
     """
     argv = sys.argv[1:] if argv is None else list(argv)
     # Before torch is loaded: threads that spin while they wait for each other make a step ten times as long as soon
@@ -54,9 +56,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     for library in ("TRANSFORMERS", "DIFFUSERS"):
         os.environ.setdefault(f"{library}_VERBOSITY", "error")
     try:
-        return importlib.import_module(COMMANDS[args.command][0]).run(args)
+        code = int(importlib.import_module(COMMANDS[args.command][0]).run(args))
+        sys.stdout.flush()
+        return code
     except MultiscError as error:
         print(f"multisc {args.command}: {error}", file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:
         return 130
+    except BrokenPipeError:
+        if not nobody_reads():
+            raise
+        return EXIT_UNREAD
