@@ -1,4 +1,4 @@
-"""A program in front of ``| head -1``: nobody reads what it says last, and it ends without a traceback all the same."""
+"""A program in front of ``| head -1``: nobody reads what it says last, and it ends without a traceback."""
 
 from __future__ import annotations
 
