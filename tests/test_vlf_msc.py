@@ -145,7 +145,7 @@ def test_a_larger_budget_gives_each_token_more_dimensions(
         ("vlf-msc", {"dimensions": 17}, "17 dimensions of the feature: must be 1 to 16"),
         ("vlf-msc", {"tokens": 5}, "5 tokens of the feature: must be 1 to 4"),
         ("text-only", {"channel_uses": 3}, "3 channel uses allowed: the caption of .* takes at least"),
-        ("vlm-csc", {"cbr": "1/400000"}, "1 channel uses allowed: the caption of .* takes at least"),
+        ("vlm-csc", {"cbr": "1/400000"}, "cbr 1/400000: 1 channel uses allowed: the caption of .* takes at least"),
         ("image-only", {"channel_uses": 2}, "2 channel uses allowed: the embedding of"),
     ],
 )

@@ -28,7 +28,7 @@ from multisc.models.profile import Profile, load_profile
 from multisc.phy.transport import channel_uses
 from multisc.streams import DIGITAL_MODULATIONS, Encoded, ReceivedImage, ReceivedStream, Reconstruction, Stream
 from multisc.systems.base import Options, check_codes, parse_options
-from multisc.systems.vlm_csc import CaptionOnly, check_limit, check_ranges, check_size, limit
+from multisc.systems.vlm_csc import CaptionOnly, check_limit, check_ranges, check_size, limit, too_few
 
 STREAM = "feature"
 MAX_REPEATS = 0xFFFF
@@ -179,10 +179,8 @@ class VlfMsc:
 
         choices = range(1, self._statistics.width + 1)
         if uses(1) > allowed:
-            raise BadInputError(
-                f"{allowed} channel uses allowed: one dimension of {tokens} tokens takes {uses(1)}; "
-                "allow more, or send fewer tokens"
-            )
+            needs = f"one dimension of {tokens} tokens takes {uses(1)}; allow more, or send fewer tokens"
+            raise too_few(chosen.cbr, allowed, needs)
         return choices[bisect_right(choices, allowed, key=uses) - 1]
 
 
@@ -245,10 +243,8 @@ class ImageOnly:
         values = self._generator.embed(image)[0].float().cpu().numpy()
         allowed = limit(chosen.channel_uses, chosen.cbr, height, width)
         copies = 1 if allowed is None else min(MAX_REPEATS, 2 * allowed // values.size)
-        if not copies:
-            raise BadInputError(
-                f"{allowed} channel uses allowed: the embedding of {values.size} values takes {-(-values.size // 2)}"
-            )
+        if allowed is not None and not copies:
+            raise too_few(chosen.cbr, allowed, f"the embedding of {values.size} values takes {-(-values.size // 2)}")
         stream = Stream(STREAM, np.tile(values, copies).astype(np.float32), "analog")
         facts = [f"embedding of {values.size} values, sent {copies} times: {channel_uses(stream)} channel uses"]
         said = self._blip2.decode(self._blip2.caption([image])[0])

@@ -103,6 +103,11 @@ def limit(uses: int, cbr: str, height: int, width: int) -> int | None:
     return uses_of_cbr(parse_cbr(cbr), height, width) if cbr else uses or None
 
 
+def too_few(cbr: str, allowed: int, needs: str) -> BadInputError:
+    """Return the refusal of a limit that not even the least fits into."""
+    return BadInputError(f"{f'cbr {cbr}: ' if cbr else ''}{allowed} channel uses allowed: {needs}")
+
+
 def check_size(width: int, height: int, system: str) -> None:
     """Refuse a picture's size out of the side information that no picture can have.
 
@@ -243,10 +248,8 @@ class CaptionOnly:
 
             channel, stream = code(choices[max(0, bisect_right(choices, allowed, key=uses) - 1)])
         if channel_uses(stream) > allowed:
-            raise BadInputError(
-                f"{allowed} channel uses allowed: the caption of {len(tokens)} tokens takes at least "
-                f"{channel_uses(stream)}"
-            )
+            needs = f"the caption of {len(tokens)} tokens takes at least {channel_uses(stream)}"
+            raise too_few(chosen.cbr, allowed, needs)
         return channel, stream
 
 
