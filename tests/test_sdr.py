@@ -11,6 +11,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -24,7 +25,7 @@ sys.path.insert(0, str(Path(__file__).parent / "soapy_loopback"))
 import build
 from gnuradio import blocks, gr
 from gnuradio.multisc import run
-from gnuradio.multisc.air_graph import image_receiver
+from gnuradio.multisc.air_graph import image_receiver, on_air
 from gnuradio.multisc.burst import LEAD, WARM_UP_SYMBOLS, burst_transmitter
 from gnuradio.multisc.driver_log import DriverLog
 from gnuradio.multisc.message_block import Faults
@@ -32,8 +33,9 @@ from gnuradio.multisc.radio import FrontEnd, FrontEndSettings, check_plan
 from phy_support import make_streams
 from test_grc import compile_flowgraph
 
-from multisc.errors import BadInputError
+from multisc.errors import BadInputError, ModelError
 from multisc.images import load_image, save_png
+from multisc.link.backend import Backend
 from multisc.phy.burst import BurstTransmitter
 from multisc.phy.config import PhyConfig
 from multisc.phy.receiver import BurstReceiver
@@ -266,6 +268,46 @@ def test_a_driver_that_does_not_come_back_does_not_hold_up_the_program(
         receiver.kill()
     assert code == 1
     assert "driver does not come back" in err.splitlines()[-1]
+
+
+def test_reception_runs_while_the_models_are_loaded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture
+) -> None:
+    running = threading.Event()
+    start = on_air.start
+
+    def started(graph: on_air) -> None:
+        start(graph)
+        running.set()
+
+    def load(self: Backend, system: str) -> None:
+        if not running.wait(30.0):
+            raise ModelError("nothing was received meanwhile")
+        if system == "deep-jscc":
+            raise ModelError("a model is missing")
+
+    monkeypatch.setattr(on_air, "start", started)
+    monkeypatch.setattr(Backend, "prepare", load)
+    device = ["--args", "driver=multisc_loopback,throttle=0", "--duration", "3", "--out", str(tmp_path)]
+    assert run.main([*COMMON, "--rx", *device]) == 0
+    running.clear()
+    capfd.readouterr()
+    assert run.main([*COMMON, "--rx", *device, "--duration", "1e6", "--system", "deep-jscc"]) == 1
+    assert capfd.readouterr().err.splitlines()[1:] == ["run_flowgraph.py: a model is missing"]
+
+
+def test_ctrl_c_while_models_are_loaded_leaves_nothing_behind(device: dict[str, str], tmp_path: Path) -> None:
+    receiver = Program(device, "--rx", "--system", "multi-sc", "--args", "driver=multisc_loopback", "--out", tmp_path)
+    try:
+        receiver.await_line("receiving")
+        eventually(lambda: bool(children_of(receiver.process.pid)), "the models are being loaded")
+        children = children_of(receiver.process.pid)
+        receiver.process.send_signal(signal.SIGINT)
+        code, _, err = receiver.end()
+    finally:
+        receiver.kill()
+    assert (code, err) == (0, "")
+    eventually(lambda: not any(is_running(pid) for pid in children), "all children end")
 
 
 def test_ctrl_c_is_an_ordinary_end_of_reception(device: dict[str, str], tmp_path: Path) -> None:

@@ -8,7 +8,8 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -243,6 +244,22 @@ def _backend(args: argparse.Namespace) -> Iterator[Backend]:
         yield backend
 
 
+def _in_background(job: Callable[[], None]) -> Future[None]:
+    """Do a job in a thread that does not keep the program from ending."""
+    future: Future[None] = Future()
+
+    def work() -> None:
+        try:
+            job()
+        except BaseException as error:  # raised where the result is asked for
+            future.set_exception(error)
+        else:
+            future.set_result(None)
+
+    threading.Thread(target=work, name="preparation", daemon=True).start()
+    return future
+
+
 @contextmanager
 def _running(graph: Graph, backend: Backend) -> Iterator[None]:
     """A flowgraph of messages alone."""
@@ -330,9 +347,6 @@ def _receive(args: argparse.Namespace, console: Console, log: DriverLog) -> None
     with _backend(args) as backend:
         with console.stage("radio"):
             front = _Radio(args, _waveform(args), log)
-        if not args.streams_only:
-            with console.stage("prepare"):
-                backend.prepare(args.system)
         receiver = image_receiver(front.config, faults)
         counters = receiver.reception.counters
         source = Source("radio", args.sample_rate, {}, front.facts)
@@ -343,12 +357,17 @@ def _receive(args: argparse.Namespace, console: Console, log: DriverLog) -> None
             args.out, front.config, source, None if args.streams_only else backend,
             arguments.options(args.options), args.seed, say,
         )  # fmt: skip
+        # What comes meanwhile waits in the receiver.
+        prepared = _in_background(lambda: None if args.streams_only else backend.prepare(args.system))
         with _ends_by_signal() as told, front.streaming(graph):
             say(f"receiving at {args.freq / 1e6:.10g} MHz, {args.sample_rate / 1e6:.10g} Msample/s")
             while not told.is_set() and counters()["samples"] < limit and len(finisher.summary) != args.count:
-                image = receiver.take(POLL_S)
                 front.watch({"receiving": counters()["samples"]}, counters()["bursts"])
-                if image is not None:
+                if not prepared.done():
+                    told.wait(POLL_S)
+                    continue
+                prepared.result()
+                if (image := receiver.take(POLL_S)) is not None:
                     finisher.finish(*image, receiver.reception)
             post(receiver, "end", pdu.END)
             deadline = time.monotonic() + STALL_S
@@ -357,6 +376,7 @@ def _receive(args: argparse.Namespace, console: Console, log: DriverLog) -> None
                 if time.monotonic() > deadline:
                     raise MultiscError("the receiver does not come to its end")
         while (image := receiver.take(0.0)) is not None and len(finisher.summary) != args.count:
+            prepared.result()
             finisher.finish(*image, receiver.reception)
     seen = counters()
     report = {"radio": front.facts(), **seen, "dropped": receiver.dropped, "images": finisher.summary}
