@@ -14,7 +14,7 @@ from typing import Any
 
 from PIL import Image
 
-from multisc.errors import ModelError
+from multisc.errors import ModelError, reason_of
 from multisc.models import hub
 from multisc.models.profile import precision
 
@@ -122,9 +122,8 @@ def explained(source: Source) -> Iterator[None]:
     except Exception as error:
         # The libraries raise OSError, ValueError, RuntimeError, KeyError and classes of their own for a bad file.
         # What went wrong is theirs to say, what to do is ours; the cause stays attached.
-        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-        reason = (lines[0] if lines else type(error).__name__)[:300].rstrip(".")
-        raise ModelError(f"model {source.hub or 'directory ' + source.name}: {reason}; {source.remedy}") from error
+        whose = source.hub or f"directory {source.name}"
+        raise ModelError(f"model {whose}: {reason_of(error)}; {source.remedy}") from error
 
 
 def load_weights(model_class: Any, source: Source, device: str, needed: tuple[str, ...] = ("config.json",)) -> Any:

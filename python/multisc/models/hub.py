@@ -15,7 +15,7 @@ from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
-from multisc.errors import ModelError
+from multisc.errors import ModelError, reason_of
 from multisc.models.profile import CATALOGUE, TEXT_FILES, WEIGHTS, Checkpoint, Pickle
 
 CHUNK = 1 << 20
@@ -90,8 +90,8 @@ def fetch(repository: str, revision: str, files: tuple[str, ...], directory: Pat
     except Exception as error:
         # Errors of HTTP, of the network, of the disk, and the library's own: what to do is the same.
         raise ModelError(
-            f"model {repository}: {constants.ENDPOINT} did not give it ({_reason(error)}); check the network, set "
-            "HF_ENDPOINT to a mirror, or copy the checkpoint here and name its directory with --models"
+            f"model {repository}: {constants.ENDPOINT} did not give it ({reason_of(error, limit=200)}); "
+            "check the network, set HF_ENDPOINT to a mirror, or copy the checkpoint here and name its directory with --models"
         ) from error
 
 
@@ -183,7 +183,8 @@ def download(pickle: Pickle, file: Path, report: Report = lambda done, of: None)
         # 416: everything is here already.
         if not (isinstance(error, urllib.error.HTTPError) and error.code == 416):
             raise ModelError(
-                f"model {pickle.file}: the server did not give it ({_reason(error)}); check the network and try again"
+                f"model {pickle.file}: the server did not give it ({reason_of(error, limit=200)}); "
+                "check the network and try again"
             ) from error
     if done < total:
         raise ModelError(f"model {pickle.file}: the server stopped in the middle; try again to go on from there")
@@ -212,7 +213,9 @@ def convert(file: Path, sha256: str, target: Path) -> None:
         tensors: Any = torch.load(file, map_location="cpu", weights_only=True)
         named = {str(name): tensor.clone().contiguous() for name, tensor in tensors.items()}
     except Exception as error:
-        raise ModelError(f"model file {file}: holds more than tensors ({_reason(error)}); it is refused") from error
+        raise ModelError(
+            f"model file {file}: holds more than tensors ({reason_of(error, limit=200)}); it is refused"
+        ) from error
     partial = target.with_name(target.name + ".incomplete")
     save_file(named, partial, metadata={"format": "pt"})
     partial.rename(target)
@@ -254,8 +257,3 @@ def _await_answer(address: str) -> None:
         urllib.request.urlopen(request, timeout=STALL_S).close()
     except urllib.error.HTTPError:
         return  # an answer
-
-
-def _reason(error: BaseException) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return (lines[0] if lines else type(error).__name__)[:200].rstrip(".")

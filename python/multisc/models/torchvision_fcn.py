@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional
 
-from multisc.errors import ModelError
+from multisc.errors import ModelError, reason_of
 from multisc.models.fcn import CONFIG_NAME, WEIGHTS_NAME, FcnConfig
 
 MODEL_TYPE = "torchvision-fcn_resnet50"
@@ -69,7 +69,7 @@ class TorchvisionFcn(nn.Module):
             from torchvision.models.segmentation import fcn_resnet50
         except (ImportError, RuntimeError) as error:  # RuntimeError: one that was built for another torch
             raise ModelError(
-                f"FCN checkpoint {directory}: needs a torchvision that fits torch ({_first_line(error)}); "
+                f"FCN checkpoint {directory}: needs a torchvision that fits torch ({reason_of(error, lines=2)}); "
                 "install it, or use --models embedded"
             ) from error
         network = fcn_resnet50(weights=None, weights_backbone=None, num_classes=len(CLASSES), aux_loss=True)
@@ -79,7 +79,7 @@ class TorchvisionFcn(nn.Module):
         except FileNotFoundError:
             raise ModelError(f"FCN checkpoint {directory}: {WEIGHTS_NAME} is missing; fetch it again") from None
         except (SafetensorError, RuntimeError) as error:
-            raise ModelError(f"FCN checkpoint {file}: {_first_line(error)}; fetch it again") from error
+            raise ModelError(f"FCN checkpoint {file}: {reason_of(error, lines=2)}; fetch it again") from error
         return cls(network, FcnConfig(CLASSES, long_side=LONG_SIDE)).eval()
 
 
@@ -96,8 +96,3 @@ def is_converted(directory: Path) -> bool:
     except (OSError, ValueError):
         return False
     return isinstance(values, dict) and values.get("model_type") == MODEL_TYPE
-
-
-def _first_line(error: BaseException) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return " ".join(lines[:2])[:300].rstrip(".") or type(error).__name__
