@@ -1,6 +1,8 @@
-"""What the tests of the physical layer share: streams with known bits, a plain channel, a receiver's run."""
+"""What the tests of the physical layer share: streams with known bits, plain channels, a receiver's run."""
 
 from __future__ import annotations
+
+from collections.abc import Collection
 
 import numpy as np
 from numpy.typing import NDArray
@@ -10,8 +12,9 @@ from multisc.phy import modulation
 from multisc.phy.burst import BurstTransmitter
 from multisc.phy.config import PhyConfig
 from multisc.phy.receiver import BurstReceiver, ReceivedBurst
-from multisc.phy.transport import ModulatedStream, modulate
-from multisc.streams import Stream
+from multisc.phy.transport import ModulatedStream, demodulate, modulate
+from multisc.phy.units import noise_variance
+from multisc.streams import Encoded, ReceivedImage, Stream
 
 
 def make_streams(
@@ -33,6 +36,19 @@ def noisy(
     turned = samples * np.exp(2j * np.pi * (cfo / fft_size * np.arange(samples.size) + rng.random()))
     noise = rng.standard_normal(samples.size) + 1j * rng.standard_normal(samples.size)
     return (turned + np.sqrt(0.5 * 10.0 ** (-snr_db / 10.0)) * noise).astype(np.complex64)
+
+
+def arrive(encoded: Encoded, snr_db: float, lost: Collection[str] = ()) -> ReceivedImage:
+    """What comes out of white noise on the symbols themselves; the streams named in ``lost`` never arrive."""
+    rng = np.random.default_rng(5)
+    n0 = noise_variance(snr_db)
+    streams = []
+    for stream in encoded.streams:
+        sent = modulate(stream)
+        noise = np.sqrt(n0 / 2) * (rng.standard_normal((2, sent.symbols.size)).T @ [1, 1j])
+        variance = np.full(sent.symbols.size, np.inf if stream.name in lost else n0, np.float32)
+        streams.append(demodulate(sent.descriptor, (sent.symbols + noise).astype(np.complex64), variance))
+    return ReceivedImage(streams, encoded.side_info)
 
 
 def silence(count: int) -> NDArray[np.complex64]:

@@ -18,6 +18,7 @@ from fake_torchvision import published_fcn, stand_in
 from hub_blip import pin_blip
 from hub_llava_7b import CHAT_TEMPLATE, llava_7b
 from miniatures_blip import write_projection
+from phy_support import arrive
 from safetensors import safe_open
 
 from multisc.cli import main
@@ -27,9 +28,7 @@ from multisc.models import profile as profiles
 from multisc.models.captioner import PAPER_QUERY, Captioner
 from multisc.models.corrector import Corrector
 from multisc.models.profile import CATALOGUE, EMBEDDED_DIRECTORY, load_profile, trained_directory
-from multisc.phy.transport import demodulate, modulate
-from multisc.phy.units import noise_variance
-from multisc.streams import Encoded, ReceivedImage
+from multisc.streams import ReceivedImage
 from multisc.systems.multi_sc import split
 from multisc.systems.registry import get_system
 
@@ -70,19 +69,6 @@ def test_all_that_is_loaded_is_there_and_no_more(
     files = [line.rpartition(" ")[2] for line in fetched.asked]
     assert [file for file in files if file.endswith((".bin", ".h5", ".ckpt", ".ot"))] == ["pytorch_model.bin"] * 2
     assert "tokenizer.model" in files  # of LLaVA-1.5
-
-
-def arrive(encoded: Encoded, snr_db: float) -> ReceivedImage:
-    """What comes out of a channel with white noise."""
-    rng = np.random.default_rng(5)
-    n0 = noise_variance(snr_db)
-    streams = []
-    for stream in encoded.streams:
-        sent = modulate(stream)
-        noise = np.sqrt(n0 / 2) * (rng.standard_normal((2, sent.symbols.size)).T @ [1, 1j])
-        variance = np.full(sent.symbols.size, n0, np.float32)
-        streams.append(demodulate(sent.descriptor, (sent.symbols + noise).astype(np.complex64), variance))
-    return ReceivedImage(streams, encoded.side_info)
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from phy_support import arrive
 
 from multisc.codecs.text import TEXT_MODES
 from multisc.errors import BadInputError
@@ -14,9 +15,8 @@ from multisc.images import load_image
 from multisc.models.captioner import Captioner
 from multisc.models.corrector import Corrector
 from multisc.models.profile import load_profile
-from multisc.phy.transport import channel_uses, demodulate, modulate
-from multisc.phy.units import noise_variance
-from multisc.streams import Encoded, ReceivedImage, ReceivedStream
+from multisc.phy.transport import channel_uses
+from multisc.streams import ReceivedImage, ReceivedStream
 from multisc.systems.base import parse_options
 from multisc.systems.multi_sc import SLICE_CODECS, MultiSc, MultiScOptions, SideInfo, split
 from multisc.training.channel import NoisyCaptions
@@ -95,19 +95,6 @@ def system() -> MultiSc:
     return MultiSc("multi-sc", 4, "embedded")
 
 
-def arrive(encoded: Encoded, snr_db: float = 40.0, lost: tuple[str, ...] = ()) -> ReceivedImage:
-    """What comes out of a channel with white noise; some streams never arrive."""
-    rng = np.random.default_rng(5)
-    n0 = noise_variance(snr_db)
-    streams = []
-    for stream in encoded.streams:
-        sent = modulate(stream)
-        noise = np.sqrt(n0 / 2) * (rng.standard_normal((2, sent.symbols.size)).T @ [1, 1j])
-        variance = np.full(sent.symbols.size, np.inf if stream.name in lost else n0, np.float32)
-        streams.append(demodulate(sent.descriptor, (sent.symbols + noise).astype(np.complex64), variance))
-    return ReceivedImage(streams, encoded.side_info)
-
-
 @pytest.mark.parametrize(
     "options",
     [
@@ -123,7 +110,7 @@ def test_budget_is_filled_and_kept(system: MultiSc, photograph, options) -> None
     budget = int(float(numerator) / float(denominator or 1) * photograph.size)
     used = sum(map(channel_uses, encoded.streams))
     assert 0.85 * budget < used <= budget
-    shown = system.decode(arrive(encoded), {"steps": 1})
+    shown = system.decode(arrive(encoded, 40.0), {"steps": 1})
     assert shown.image.shape == photograph.shape
     assert shown.preview["slice"].shape == encoded.preview["slice"].shape
     error = shown.preview["slice"].astype(float) - encoded.preview["slice"]
@@ -157,7 +144,7 @@ def test_bpg_slice_without_a_code_is_refused(system: MultiSc, photograph) -> Non
 @pytest.mark.parametrize("lost", [("slice",), ("slice", "text-tl", "text-br"), ("text-tl", "text-tr")])
 def test_what_arrives_is_shown(system: MultiSc, photograph, lost) -> None:
     encoded = system.encode(photograph, {})
-    shown = system.decode(arrive(encoded, lost=lost), {"steps": 1})
+    shown = system.decode(arrive(encoded, 40.0, lost=lost), {"steps": 1})
     assert shown.image.shape == photograph.shape
     assert ("slice" in shown.preview) == ("slice" not in lost)
     for name, sent, received in zip(
@@ -177,7 +164,7 @@ def test_damaged_bpg_slice_is_left_out_and_the_texts_still_make_a_picture(system
 
 def test_draft_has_what_is_there_before_the_picture(system: MultiSc, photograph) -> None:
     encoded = system.encode(photograph, {})
-    draft = system.decode(arrive(encoded, lost=("text-tr",)), {"draft": True})
+    draft = system.decode(arrive(encoded, 40.0, lost=("text-tr",)), {"draft": True})
     assert draft.outage
     sent = encoded.preview["captions"]
     assert draft.text == {"received": [sent[0], "", *sent[2:]]}
@@ -195,7 +182,7 @@ def test_nothing_arrives(system: MultiSc, photograph) -> None:
 def test_best_of_several_candidates_fits_the_captions_best(system: MultiSc, photograph) -> None:
     """Generation and selection: the picture that is shown is the one of the N that the captions fit best."""
     wide = np.pad(photograph, ((0, 0), (225, 225), (0, 0)), mode="edge")  # the slice leaves room for generated parts
-    received = arrive(system.encode(wide, {}))
+    received = arrive(system.encode(wide, {}), 40.0)
     single = [system.decode(received, {"steps": 2, "seed": seed}).image for seed in (3, 4, 5)]
     shown = system.decode(received, {"steps": 2, "seed": 3, "candidates": 3})
     fit = [system._captioner.log_likelihood(split(picture, 4), shown.text["corrected"]).sum() for picture in single]
@@ -231,7 +218,7 @@ def test_several_pictures_at_once_are_those_of_one_at_a_time(system: MultiSc, ph
 @pytest.mark.parametrize("mode", TEXT_MODES)
 def test_captions_arrive_in_every_mode_and_the_header_tells_which(system: MultiSc, photograph, mode: str) -> None:
     encoded = system.encode(photograph, {"text_mode": mode, "text_code": "nr:1/2"})
-    shown = system.decode(arrive(encoded), {"steps": 1})
+    shown = system.decode(arrive(encoded, 40.0), {"steps": 1})
     assert shown.text["received"] == encoded.preview["captions"]
     bits_per_caption = [stream.bits().size for stream in encoded.streams[1:]]
     lengths = [len(c) if mode == "byte" else len(system._captioner.encode(c)) for c in encoded.preview["captions"]]

@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from miniatures_blip import TOKENS, WIDTH, write_blip, write_blip2, write_projection
 from numpy.typing import NDArray
+from phy_support import arrive
 from safetensors.numpy import load_file, save_file
 
 from multisc.codecs.feature import TRANSPORTS
@@ -19,8 +20,7 @@ from multisc.codecs.text import TEXT_MODES
 from multisc.errors import BadInputError, ModelError
 from multisc.models.feature_prompt import FeatureGenerator, FeatureProjection
 from multisc.models.profile import EMBEDDED_DIRECTORY, FOUNDATION, load_profile
-from multisc.phy.transport import channel_uses, demodulate, modulate
-from multisc.phy.units import noise_variance
+from multisc.phy.transport import channel_uses
 from multisc.streams import Encoded, ReceivedImage
 from multisc.systems import vlf_msc, vlm_csc
 from multisc.systems.base import System, parse_options
@@ -44,19 +44,6 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> str:
 @pytest.fixture(scope="module")
 def systems(models: str) -> dict[str, System]:
     return {name: get_system(name, models) for name in NAMES}
-
-
-def arrive(encoded: Encoded, snr_db: float = 60.0, lost: bool = False) -> ReceivedImage:
-    """What comes out of a channel with white noise, or that nothing does."""
-    rng = np.random.default_rng(5)
-    n0 = noise_variance(snr_db)
-    streams = []
-    for stream in encoded.streams:
-        sent = modulate(stream)
-        noise = np.sqrt(n0 / 2) * (rng.standard_normal((2, sent.symbols.size)).T @ [1, 1j])
-        variance = np.full(sent.symbols.size, np.inf if lost else n0, np.float32)
-        streams.append(demodulate(sent.descriptor, (sent.symbols + noise).astype(np.complex64), variance))
-    return ReceivedImage(streams, encoded.side_info)
 
 
 def uses(encoded: Encoded) -> int:
@@ -86,7 +73,7 @@ def test_outage_only_when_nothing_arrives(
     systems: dict[str, System], photograph: NDArray[np.uint8], name: str
 ) -> None:
     encoded = systems[name].encode(photograph, {})
-    shown = systems[name].decode(arrive(encoded, lost=True), {})
+    shown = systems[name].decode(arrive(encoded, 60.0, lost={encoded.streams[0].name}), {})
     assert shown.outage
     assert "was received" in shown.outage_reason
     assert not systems[name].decode(arrive(encoded, -5.0), {"steps": 1}).outage
@@ -99,8 +86,8 @@ def test_both_outputs_are_driven_by_what_arrived(
     system = systems["vlf-msc"]
     assert isinstance(system, vlf_msc.VlfMsc)
     one, other = system.encode(photograph, options), system.encode(255 - photograph, options)
-    swapped = ReceivedImage(arrive(other).streams, one.side_info)
-    shown = [system.decode(received, {"steps": 2}) for received in (arrive(one), swapped, arrive(other))]
+    swapped = ReceivedImage(arrive(other, 60.0).streams, one.side_info)
+    shown = [system.decode(received, {"steps": 2}) for received in (arrive(one, 60.0), swapped, arrive(other, 60.0))]
     assert shown[0].text["received"] != shown[1].text["received"] == shown[2].text["received"]
     assert not np.array_equal(shown[0].image, shown[1].image)  # type: ignore[arg-type]
     np.testing.assert_array_equal(shown[1].image, shown[2].image)  # type: ignore[arg-type]
@@ -123,7 +110,7 @@ def test_budget_is_filled_and_kept(
     encoded = systems[name].encode(photograph, options)
     allowed = options.get("channel_uses") or photograph.size // 20000
     assert least <= uses(encoded) <= allowed
-    assert not systems[name].decode(arrive(encoded), {"steps": 1}).outage
+    assert not systems[name].decode(arrive(encoded, 60.0), {"steps": 1}).outage
 
 
 @pytest.mark.parametrize("name", ["vlm-csc", "text-only"])
@@ -214,7 +201,7 @@ def test_side_information_that_is_none_is_refused_or_makes_sense(data: bytes) ->
 @pytest.mark.parametrize("name", NAMES)
 def test_a_header_that_lies_is_refused(systems: dict[str, System], photograph: NDArray[np.uint8], name: str) -> None:
     encoded = systems[name].encode(photograph, {})
-    received = arrive(encoded)
+    received = arrive(encoded, 60.0)
     lies = {
         "vlf-msc": vlf_msc.SideInfo(64, 64, "analog", TOKENS, WIDTH).pack(),
         "vlm-csc": vlm_csc.SideInfo(64, 64, "embedding", 17).pack(),
