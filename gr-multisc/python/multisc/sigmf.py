@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-from collections import deque
 from collections.abc import Iterator
 
 import numpy as np
@@ -39,13 +38,13 @@ class sigmf_source(gr.sync_block):
         if samp_rate and made_at is not None and made_at != samp_rate:
             raise BadInputError(f"{path}: made at {made_at:g} samples/s, the flowgraph works at {samp_rate:g}")
         self._blocks: Iterator[NDArray[np.complex64]] = iter(())
-        self._waiting: deque[NDArray[np.complex64]] = deque()
+        self._waiting = np.zeros(0, np.complex64)
         self._left = 0
 
     def start(self) -> bool:
         """Begin at the beginning."""
         self._blocks = self._recording.blocks()
-        self._waiting.clear()
+        self._waiting = np.zeros(0, np.complex64)
         self._left = self._recording.count
         return super().start()
 
@@ -55,13 +54,11 @@ class sigmf_source(gr.sync_block):
         if not self._left:
             return -1
         out = output_items[0]
-        if not self._waiting:
-            self._waiting.append(next(self._blocks))
-        piece = self._waiting.popleft()
-        count = min(piece.size, out.size)
-        out[:count] = piece[:count]
-        if count < piece.size:
-            self._waiting.append(piece[count:])
+        if not self._waiting.size:
+            self._waiting = next(self._blocks)
+        count = min(self._waiting.size, out.size)
+        out[:count] = self._waiting[:count]
+        self._waiting = self._waiting[count:]
         self._left -= count
         if not self._left:
             self.add_item_tag(0, self.nitems_written(0) + count - 1, END_TAG, pmt.PMT_T)
