@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import threading
 from collections import deque
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -175,7 +175,7 @@ class link_statistics(MessageBlock):
 
     def _change(self, **fields: Any) -> None:
         with self._lock:
-            self.state = LinkState(**{**asdict(self.state), **fields})
+            self.state = replace(self.state, **fields)
             state = self.state
         self.send("statistics", pdu.pack(asdict(state), np.zeros(0, np.uint8)))
 
