@@ -17,6 +17,7 @@ import re
 import shutil
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
@@ -257,11 +258,9 @@ def check_models() -> Check:
     if missing:
         fix = "check the checkout out anew: they lie in python/multisc/models/embedded"
         return Check("models", "broken", f"embedded: {', '.join(missing)} missing", fix)
-    counts = dict.fromkeys(dict.fromkeys(row["profile"] for row in rows), 0)
-    for profile, _ in here:
-        counts[profile] += 1
+    present = Counter(profile for profile, _ in here)
     shown = [
-        f"{profile} {count} of {sum(r['profile'] == profile for r in rows)}" for profile, count in counts.items()
+        f"{profile} {present[profile]} of {count}" for profile, count in Counter(r["profile"] for r in rows).items()
     ]
     return Check("models", "ok", ", ".join(shown))
 
