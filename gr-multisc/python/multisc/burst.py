@@ -23,7 +23,7 @@ from multisc.phy.sequences import qpsk
 from multisc.phy.transport import ModulatedStream
 
 from . import grid_pdu, pdu
-from .message_block import Faults, guarded_work
+from .message_block import Faults, guarded_work, is_watched
 from .waiting import StreamsWaiting
 
 END_TAG = pmt.intern("end")
@@ -215,16 +215,13 @@ class burst_receiver(gr.sync_block):
             self.message_port_pub(pmt.intern(port), pdu.END)
 
     def _take(self, burst: ReceivedBurst) -> None:
-        if self._is_watched("constellation"):
+        if is_watched(self, "constellation"):
             message = pdu.pack({"image_id": burst.header.image_id}, _some_symbols(burst))
             self.message_port_pub(pmt.intern("constellation"), message)
-        if self._is_watched("grid"):
+        if is_watched(self, "grid"):
             self.message_port_pub(pmt.intern("grid"), grid_pdu.pack_burst(burst))
         self._tell(grid_pdu.measurements(burst) | {"image_id": burst.header.image_id})
         self._send(self._assembler.add(burst))
-
-    def _is_watched(self, port: str) -> bool:
-        return not pmt.is_null(self.message_subscribers(pmt.intern(port)))
 
     def _tell(self, measured: dict[str, Any]) -> None:
         """Publish measurements of a burst, if there are any, and the counters."""

@@ -120,6 +120,11 @@ class MessageBlock(gr.basic_block):
         return guarded
 
 
+def is_watched(block: gr.basic_block, port: str) -> bool:
+    """Whether anything is connected to an output for messages."""
+    return not pmt.is_null(block.message_subscribers(pmt.intern(port)))
+
+
 def guarded_work(work: Callable) -> Callable:
     """Decorate the work function of a block that has ``faults``: an exception is recorded and ends the block."""
 

@@ -17,7 +17,7 @@ from multisc.systems.base import Options
 from multisc.systems.registry import SYSTEMS
 
 from . import pdu
-from .message_block import Faults
+from .message_block import Faults, is_watched
 from .request_block import RequestBlock
 from .waiting import StreamsWaiting
 
@@ -141,12 +141,9 @@ class semantic_decoder(RequestBlock):
         received = ReceivedImage(streams, envelope.side_info)
         options = self._options
         about = envelope.image_id, envelope.system, [stream.name for stream in streams if not stream.delivered]
-        if self._is_watched("draft") and envelope.system in SYSTEMS and SYSTEMS[envelope.system].drafts:
+        if is_watched(self, "draft") and envelope.system in SYSTEMS and SYSTEMS[envelope.system].drafts:
             draft = self._backend.decode(envelope.system, received, options | {"draft": True})
             if "size" in draft.preview:
                 self.publish("draft", pdu.pack_draft(draft, *about))
         self.reconstruction = result = self._backend.decode(envelope.system, received, options)
         return [("image", pdu.pack_reconstruction(result, *about))]
-
-    def _is_watched(self, port: str) -> bool:
-        return not pmt.is_null(self.message_subscribers(pmt.intern(port)))
