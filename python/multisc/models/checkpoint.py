@@ -20,7 +20,7 @@ from multisc.models.profile import precision
 
 MAX_HEADER = 100 << 20  # of a safetensors file, as the format bounds it
 MEMORY_REMEDY = "end other programs on it, serve with --workers 1, or use --models embedded"
-_PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
+PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 _HUB_NAME = re.compile(r"([A-Za-z0-9][\w.-]*/[\w.-]+)(?:@([\w./-]+))?")
 
 
@@ -97,7 +97,7 @@ def check_directory(directory: Path, needed: tuple[str, ...]) -> None:
         if missing:
             raise ModelError(f"model directory {directory}: {missing[0]} is missing; copy the whole checkpoint there")
     elif not any(directory.glob("*.safetensors")):
-        pickles = sorted(path.name for pattern in _PICKLES for path in directory.glob(pattern))
+        pickles = sorted(path.name for path in directory.iterdir() if path.suffix in PICKLES)
         if pickles:
             raise ModelError(
                 f"model directory {directory}: {pickles[0]} is a pickle, which can run code and is refused; "
@@ -227,15 +227,34 @@ def free_memory() -> int:
 
 def _weights(file: Path, width: int) -> int:
     """The bytes that a file's numbers take at ``width`` bytes each; 0 for one that is damaged: loading tells."""
+    try:
+        return read_header(file)[0] * width
+    except ValueError:
+        return 0
+
+
+def read_header(file: Path) -> tuple[int, int]:
+    """Read what a safetensors file says of its tensors, without reading them.
+
+    Returns:
+        how many numbers they have, and how many bytes the file must have.
+
+    Raises:
+        ValueError: when there is no such header in it.
+    """
+    size = file.stat().st_size
     with file.open("rb") as opened:
         length = int.from_bytes(opened.read(8), "little")
-        if length > MAX_HEADER:
-            return 0
+        if size < 8 or length > min(MAX_HEADER, size - 8):
+            raise ValueError("is no safetensors file")
         try:
             header = json.loads(opened.read(length))
-            return sum(math.prod(t["shape"]) * width for name, t in header.items() if name != "__metadata__")
-        except (ValueError, KeyError, TypeError, AttributeError):
-            return 0
+            tensors = [tensor for name, tensor in header.items() if name != "__metadata__"]
+            numbers = sum(math.prod(tensor["shape"]) for tensor in tensors)
+            end = max((tensor["data_offsets"][1] for tensor in tensors), default=0)
+        except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
+            raise ValueError("has a damaged header") from error
+    return numbers, 8 + length + end
 
 
 @contextlib.contextmanager

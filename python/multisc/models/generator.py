@@ -16,9 +16,10 @@ from PIL import Image
 from torch import Tensor
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
+from multisc.codecs.pixels import Box
 from multisc.errors import BadInputError, ModelError
 from multisc.models.checkpoint import check_directory, check_memory, enough_memory, explained, find
-from multisc.models.placement import Box, paste, scale_box
+from multisc.models.placement import paste, scale_box
 from multisc.models.profile import precision
 from multisc.models.prompts import encode_prompts, prompts_of
 

@@ -91,7 +91,8 @@ def fetch(repository: str, revision: str, files: tuple[str, ...], directory: Pat
         # Errors of HTTP, of the network, of the disk, and the library's own: what to do is the same.
         raise ModelError(
             f"model {repository}: {constants.ENDPOINT} did not give it ({reason_of(error, limit=200)}); "
-            "check the network, set HF_ENDPOINT to a mirror, or copy the checkpoint here and name its directory with --models"
+            "check the network, set HF_ENDPOINT to a mirror, or copy the checkpoint here and name its directory "
+            "with --models"
         ) from error
 
 

@@ -8,9 +8,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-FEATHER = 0.08  # of the shorter side of the slice: width of the seam between slice and generated picture
+from multisc.codecs.pixels import Box
 
-Box = tuple[int, int, int, int]
+FEATHER = 0.08  # of the shorter side of the slice: width of the seam between slice and generated picture
 
 
 def scale_box(box: Box, size: tuple[int, int], target: tuple[int, int]) -> Box:

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import importlib
-import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from multisc.errors import ModelError
 from multisc.models import hub
+from multisc.models.checkpoint import PICKLES, read_header
 from multisc.models.profile import CATALOGUE, Checkpoint, Profile
 
-PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 ORIGIN = "profile"  # the file that names a directory's profile
-MAX_HEADER = 100 << 20  # of a safetensors file, as the format bounds it
 # The class that each part is loaded by, and the parts it takes.
 LOADERS = {
     "fcn": ("multisc.models.segmenter:Segmenter", ("fcn",)),
@@ -127,16 +125,9 @@ def check_files(part: str, directory: Path, checkpoint: Checkpoint | None) -> li
 
 def check_safetensors(file: Path) -> list[str]:
     """Check that a safetensors file is whole; at most one line that says what is wrong."""
+    try:
+        _, wanted = read_header(file)
+    except ValueError as error:
+        return [f"{error}; copy or fetch it again"]
     size = file.stat().st_size
-    with file.open("rb") as opened:
-        length = int.from_bytes(opened.read(8), "little")
-        if size < 8 or length > min(MAX_HEADER, size - 8):
-            return ["is no safetensors file; copy or fetch it again"]
-        try:
-            header = json.loads(opened.read(length))
-            end = max((t["data_offsets"][1] for name, t in header.items() if name != "__metadata__"), default=0)
-        except (ValueError, KeyError, TypeError, AttributeError, IndexError):
-            return ["has a damaged header; copy or fetch it again"]
-    if size != 8 + length + end:
-        return [f"has {size} bytes, its header says {8 + length + end}; copy or fetch it again"]
-    return []
+    return [] if size == wanted else [f"has {size} bytes, its header says {wanted}; copy or fetch it again"]
