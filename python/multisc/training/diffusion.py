@@ -27,6 +27,7 @@ from transformers import (
 )
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
+from multisc.models.feature_prompt import cross_attentions
 from multisc.models.generator import ADAPTER_FOLDER, ADAPTER_WEIGHTS, IMAGE_ENCODER_FOLDER, Box
 from multisc.models.prompts import BLOCKS, CORNERS, encode_prompts, prompts_of
 from multisc.models.segmenter import Segmenter
@@ -183,12 +184,6 @@ class Conditioned(nn.Module):
         state = self.unet.state_dict()
         plain.load_state_dict({name: state[name] for name in plain.state_dict()})
         return plain
-
-
-def cross_attentions(unet: UNet2DConditionModel) -> list[tuple[int, str]]:
-    """Name the UNet's cross-attention layers with the numbers that an adapter's checkpoint gives them."""
-    names = list(unet.attn_processors)
-    return [(i, name.removesuffix(".processor")) for i, name in enumerate(names) if "attn2" in name]
 
 
 def subject_boxes(photographs: list[Photograph], segmenter: Segmenter, cache: Path) -> list[Box]:

@@ -27,6 +27,7 @@ from multisc.models.prompts import encode_prompts
 from multisc.training.data import CaptionData, load_caption_data, load_pixels
 from multisc.training.loop import Schedule, fit
 from multisc.training.place import CPU, Place
+from multisc.training.vae import to_tensor
 
 ASPECTS = (1.5, 1.33, 1.0, 0.75, 0.67)  # width over height that pictures are cut to
 ENCODED_AT_ONCE = 16
@@ -154,8 +155,8 @@ def make_examples(
 @torch.inference_mode()
 def encode_latents(pipeline: StableDiffusionPipeline, pictures: list[NDArray[np.uint8]]) -> NDArray[np.float16]:
     """Return the scaled latents of pictures of one size, float16 (B, C, h, w)."""
-    stacked = torch.from_numpy(np.stack(pictures).transpose(0, 3, 1, 2).astype(np.float32)) / 127.5 - 1.0
-    latents = pipeline.vae.encode(stacked.to(pipeline.device, pipeline.vae.dtype)).latent_dist.mean
+    stacked = to_tensor(np.stack(pictures)).to(pipeline.device, pipeline.vae.dtype)
+    latents = pipeline.vae.encode(stacked).latent_dist.mean
     return (latents * pipeline.vae.config.scaling_factor).half().cpu().numpy()
 
 
