@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch is loaded; see multisc.cli
@@ -28,6 +29,14 @@ def kodak() -> Path:
     if not folder.is_dir():
         pytest.skip("the Kodak images are not beside this checkout (../shared/data/kodak24)")
     return folder
+
+
+@pytest.fixture(scope="module")
+def handlers_can_be_imported() -> Iterator[None]:
+    """Inference processes that tests start find the modules beside them: ``link_handlers:Echo``."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", str(ROOT / "tests"), prepend=os.pathsep)
+        yield
 
 
 @pytest.fixture(scope="session")

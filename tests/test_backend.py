@@ -15,9 +15,8 @@ from multisc.streams import ReceivedImage, ReceivedStream
 
 
 @pytest.fixture
-def started(monkeypatch):
+def started(monkeypatch, handlers_can_be_imported):
     """Own processes run the tests' handler; the list holds those that were made."""
-    monkeypatch.setenv("PYTHONPATH", os.path.dirname(__file__), prepend=os.pathsep)
     made = []
 
     @functools.wraps(OwnInferenceProcess)

@@ -20,6 +20,8 @@ from multisc.link.server import Server, ServerConfig
 from multisc.link.worker import Worker, WorkerSettings, command
 from multisc.streams import Encoded, ReceivedImage, Reconstruction, Stream
 
+pytestmark = pytest.mark.usefixtures("handlers_can_be_imported")
+
 
 def encode(name, options=None, system="echo"):
     return wire.EncodeRequest(system, np.full((2, 2, 3), name, np.uint8), options or {}, 60.0)
@@ -63,13 +65,6 @@ class Held:
             else:
                 found.append((number, reply.code))
         return found
-
-
-@pytest.fixture(scope="module", autouse=True)
-def handlers_can_be_imported():
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PYTHONPATH", os.path.dirname(__file__), prepend=os.pathsep)
-        yield
 
 
 @pytest.fixture(scope="module")

@@ -1,7 +1,6 @@
 """`multisc tx` and `multisc rx` as a user runs them: recordings out and in, any level, many bursts, bad input."""
 
 import json
-import os
 import subprocess
 import sys
 import tracemalloc
@@ -108,8 +107,7 @@ def test_the_same_seed_gives_the_same_recording(tmp_path, picture):
     assert data[0] == data[1] != data[2]
 
 
-def test_a_system_with_models_talks_to_the_inference_process(tmp_path, picture, monkeypatch):
-    monkeypatch.setenv("PYTHONPATH", os.path.dirname(__file__), prepend=os.pathsep)  # workers import link_handlers
+def test_a_system_with_models_talks_to_the_inference_process(tmp_path, picture, handlers_can_be_imported):
     with running_server() as server:
         remote = ["--inference", server.address]
         out = tmp_path / "a.sigmf-meta"

@@ -19,12 +19,7 @@ from multisc.link import wire
 from multisc.link.client import InferenceClient
 from multisc.streams import ReceivedImage, ReceivedStream
 
-
-@pytest.fixture(scope="module", autouse=True)
-def handlers_can_be_imported():
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PYTHONPATH", os.path.dirname(__file__), prepend=os.pathsep)
-        yield
+pytestmark = pytest.mark.usefixtures("handlers_can_be_imported")
 
 
 @pytest.fixture(scope="module")

@@ -27,7 +27,7 @@ from multisc.images import load_image, save_png
 ROOT = Path(__file__).resolve().parents[1]
 FLOWGRAPHS = sorted((ROOT / "flowgraphs").glob("*.grc"))
 LIMIT_S = 240
-pytestmark = pytest.mark.gnuradio
+pytestmark = [pytest.mark.gnuradio, pytest.mark.usefixtures("handlers_can_be_imported")]
 
 
 @pytest.fixture(scope="module")
@@ -42,12 +42,6 @@ def programs(tmp_path_factory):
         return folder
 
     return compile_it
-
-
-@pytest.fixture(autouse=True)
-def handlers(monkeypatch) -> None:
-    """The workers of a test server find ``link_handlers``."""
-    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent))
 
 
 @pytest.fixture

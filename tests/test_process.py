@@ -19,12 +19,8 @@ from multisc import errors
 from multisc.link.client import InferenceClient
 from multisc.link.process import OwnInferenceProcess
 
+pytestmark = pytest.mark.usefixtures("handlers_can_be_imported")
 ECHO = ("--handler", "link_handlers:Echo")
-
-
-@pytest.fixture(autouse=True)
-def handlers_can_be_imported(monkeypatch):
-    monkeypatch.setenv("PYTHONPATH", os.path.dirname(__file__), prepend=os.pathsep)
 
 
 def own(**settings):

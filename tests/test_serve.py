@@ -14,13 +14,9 @@ from link_support import DEADLINE_S, IMAGE, children_of, eventually, is_running
 from multisc.cli import main
 from multisc.link.client import InferenceClient
 
+pytestmark = pytest.mark.usefixtures("handlers_can_be_imported")
 COMMAND = [sys.executable, "-m", "multisc", "serve"]
 ECHO = ["--handler", "link_handlers:Echo", "--preload", ""]
-
-
-@pytest.fixture(autouse=True)
-def handlers_can_be_imported(monkeypatch):
-    monkeypatch.setenv("PYTHONPATH", os.path.dirname(__file__), prepend=os.pathsep)
 
 
 @pytest.fixture

@@ -21,16 +21,11 @@ from multisc.link.client import InferenceClient
 from multisc.link.keys import load_client_keys, load_server_keys, make_keys
 from multisc.link.server import Server, ServerConfig
 
+pytestmark = pytest.mark.usefixtures("handlers_can_be_imported")
+
 
 def request(options=None, timeout_s=60.0):
     return wire.EncodeRequest("echo", IMAGE, options or {}, timeout_s)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def handlers_can_be_imported():
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PYTHONPATH", os.path.dirname(__file__), prepend=os.pathsep)
-        yield
 
 
 @pytest.fixture(scope="module")
