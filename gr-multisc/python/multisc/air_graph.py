@@ -20,10 +20,9 @@ from .burst import burst_transmitter
 from .message_block import Faults, collector, guarded_work
 from .modulator import demodulator, modulator
 from .quantiser import dequantiser, quantiser
-from .radio import FrontEnd
+from .radio import STOP_TIMEOUT_S, FrontEnd
 from .semantic import Backend, semantic_decoder, semantic_encoder
 
-STOP_TIMEOUT_S = 5.0
 MAX_SYMBOLS_WAITING = 1 << 24  # of images that wait to be decoded: 200 MB
 _driver_hangs = False
 

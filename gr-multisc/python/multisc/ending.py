@@ -20,10 +20,9 @@ from multisc.errors import MultiscError
 
 from .driver_log import DriverLog
 from .message_block import Faults
-from .radio import FAILED_S, STALL_S, explained
+from .radio import FAILED_S, STALL_S, STOP_TIMEOUT_S, explained
 
 LOOK_S = 0.05
-STOP_TIMEOUT_S = 5.0
 
 
 class Sink(Protocol):

@@ -24,6 +24,7 @@ RATE_TOLERANCE = 1e-6  # of a device that makes another sample rate of what was 
 TUNE_TOLERANCE_HZ = 1000.0
 STALL_S = 5.0  # without a sample until a device is given up
 FAILED_S = 0.5  # the same when its driver says that it failed
+STOP_TIMEOUT_S = 5.0  # for a driver to let go of its device
 STOP_BAND = 0.05  # of the device's rate at either edge, where its filters fall off
 _NOT_THERE = "there is no such device; `multisc doctor` shows those that are there"
 _FORBIDDEN = "no permission: the device's udev rules are missing, or you are not in their group (plugdev, usb)"
