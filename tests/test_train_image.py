@@ -16,6 +16,7 @@ from transformers.models.clip.image_processing_pil_clip import CLIPImageProcesso
 from multisc.errors import BadInputError  # noqa: E402
 from multisc.models.prompts import CORNERS, prompts_of  # noqa: E402
 from multisc.training import diffusion, fcn, subjects, vae  # noqa: E402
+from multisc.training.average import Averaged  # noqa: E402
 from multisc.training.photographs import Photograph, Polygon, load_photographs  # noqa: E402
 
 DATA = Path(__file__).parents[2] / "shared" / "data"
@@ -181,11 +182,11 @@ def test_training_lowers_the_loss(photograph):
     captions = diffusion.Captions([photograph], {}, ["one.png"])
     batches = diffusion.Batches(examples, captions, tokenizer, processor, setup)
     scheduler = DDIMScheduler(clip_sample=False)
-    trainee = diffusion.Trainee(diffusion.Conditioned(tokenizer))
+    trainee = Averaged(diffusion.Conditioned(tokenizer))
     optimiser = torch.optim.AdamW(trainee.online.parameters(), lr=2e-3)
     losses = []
     for step in range(20):
-        trainee.follow(0.5)
+        trainee.follow(step, 0.5)
         rng = np.random.default_rng(step)
         loss = diffusion.l_simple(trainee.online, scheduler, batches.draw(rng), rng)
         optimiser.zero_grad()

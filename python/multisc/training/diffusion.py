@@ -31,6 +31,7 @@ from multisc.models.feature_prompt import cross_attentions
 from multisc.models.generator import ADAPTER_FOLDER, ADAPTER_WEIGHTS, IMAGE_ENCODER_FOLDER, Box
 from multisc.models.prompts import BLOCKS, CORNERS, encode_prompts, prompts_of
 from multisc.models.segmenter import Segmenter
+from multisc.training.average import Averaged
 from multisc.training.loop import Schedule, fit
 from multisc.training.photographs import Photograph, load_photographs
 from multisc.training.place import CPU, Place
@@ -277,21 +278,6 @@ def _mirrored(caption: str) -> str:
     return " ".join(swapped.get(word, word) for word in caption.split(" "))
 
 
-class Trainee(nn.Module):
-    """The trained parts and the moving average of their weights, kept together for resumable checkpoints."""
-
-    def __init__(self, online: Conditioned) -> None:
-        super().__init__()
-        self.online = online
-        self.average = deepcopy(online).requires_grad_(False)
-
-    def follow(self, decay: float) -> None:
-        """Move the average towards the trained weights."""
-        with torch.no_grad():
-            for mean, value in zip(self.average.parameters(), self.online.parameters(), strict=True):
-                mean.lerp_(value, 1.0 - decay)
-
-
 class Batches:
     """Draws training batches: latents of one shape, prompts, slices, and what is left out for guidance."""
 
@@ -391,10 +377,10 @@ def train(
         steps_offset=1,
         timestep_spacing="trailing",
     )
-    trainee = Trainee(Conditioned(tokenizer))
+    trainee = Averaged(Conditioned(tokenizer))
 
     def loss(step: int) -> Tensor:
-        trainee.follow(min(setup.decay, (1 + step) / (10 + step)))
+        trainee.follow(step, setup.decay)
         rng = np.random.default_rng([setup.seed, step])
         return l_simple(trainee.online, scheduler, seen.draw(rng), rng, place)
 

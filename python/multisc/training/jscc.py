@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import json
-from copy import deepcopy
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 
 from multisc.errors import BadInputError
 from multisc.models.jscc import Jscc, JsccConfig, save_pretrained
 from multisc.models.jscc_network import CHANNELS, STRIDE, JsccNetwork, JsccWidths
+from multisc.training.average import Averaged
 from multisc.training.loop import Schedule, fit
 from multisc.training.photographs import Photograph, load_photographs
 from multisc.training.place import CPU, Place
@@ -24,6 +24,7 @@ PATCHES = 150  # blocks of each photograph that the transform is made from
 ROUNDING = 1.0 / 12.0 / 255.0**2  # variance that rounding to 8 bits adds to every coefficient
 USUAL_CHANNELS = (64, 128, 256)  # CBR 1/24, 1/12, 1/6
 MAX_FADES = 64
+DECAY = 0.998  # of the moving average of the weights, which is what is saved
 
 
 @dataclass(frozen=True)
@@ -71,22 +72,6 @@ class Draw:
     def to(self, device: str) -> Draw:
         """Return the same on a device."""
         return Draw(*(getattr(self, part.name).to(device) for part in fields(self)))
-
-
-class Trainee(nn.Module):
-    """The trained network and the moving average of its weights, kept together for resumable checkpoints."""
-
-    def __init__(self, online: JsccNetwork) -> None:
-        super().__init__()
-        self.online = online
-        self.average = deepcopy(online).requires_grad_(False)
-
-    def follow(self, step: int) -> None:
-        """Move the average towards the trained weights, faster in the beginning."""
-        decay = min(0.998, (1 + step) / (10 + step))
-        with torch.no_grad():
-            for mean, value in zip(self.average.parameters(), self.online.parameters(), strict=True):
-                mean.lerp_(value, 1.0 - decay)
 
 
 def block_transform(pictures: list[NDArray[np.uint8]], rng: np.random.Generator) -> tuple[Tensor, Tensor, Tensor]:
@@ -234,7 +219,7 @@ def train(
     torch.manual_seed(setup.seed)
     online = JsccNetwork(JsccWidths())
     online.start_from(*block_transform(pictures, np.random.default_rng(setup.seed)))
-    trainee = Trainee(online).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    trainee = Averaged(online).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     def loss(step: int) -> Tensor:
         batch = draw(pictures, setup, step).to(place.device)
@@ -245,7 +230,7 @@ def train(
 
     def stage(name: str, first: int, steps: int, rate: float) -> list[dict]:
         def follow_and_lose(step: int) -> Tensor:
-            trainee.follow(step)
+            trainee.follow(step, DECAY)
             return loss(first + step)
 
         schedule = Schedule(steps, rate, warm_up=100, weight_decay=0.0, clip=20.0)
