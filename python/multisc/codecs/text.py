@@ -160,12 +160,10 @@ class CodeBook:
         ids = np.zeros((len(received), 0), np.int64)
         score = np.zeros((len(received), 0), np.float32)
         for start in range(0, len(self.rows), _CHUNK_ROWS):
-            rows = self.rows[start : start + _CHUNK_ROWS]
-            score = np.hstack([score, received @ rows.T - offset[start : start + _CHUNK_ROWS]])
-            ids = np.hstack([ids, np.broadcast_to(np.arange(start, start + len(rows)), (len(received), len(rows)))])
-            best = np.argpartition(-score, min(count, score.shape[1]) - 1, axis=1)[:, :count]
-            ids, score = np.take_along_axis(ids, best, 1), np.take_along_axis(score, best, 1)
-        order = np.argsort(-score, axis=1, kind="stable")
+            here = received @ self.rows[start : start + _CHUNK_ROWS].T - offset[start : start + _CHUNK_ROWS]
+            best = np.argpartition(-here, min(count, here.shape[1]) - 1, axis=1)[:, :count]
+            ids, score = np.hstack([ids, best + start]), np.hstack([score, np.take_along_axis(here, best, 1)])
+        order = np.argsort(-score, axis=1, kind="stable")[:, :count]
         ids, score = np.take_along_axis(ids, order, 1), np.take_along_axis(score, order, 1)
         return ids, (scale * (score - score[:, :1])).astype(np.float32)
 
@@ -286,13 +284,14 @@ class TextChannel:
             BadInputError: when the coefficients are not whole tokens, too many, or not finite.
         """
         ids, log_likelihoods = self.book.likeliest(coefficients, _ALTERNATIVES)
-        first = ids[:, 0].tolist()
-        text = bytes(first).decode(errors="replace") if self.mode == "byte" else self._words.decode(first)
-        return Reading(printable(text), ids, log_likelihoods)
+        return Reading(self._say(ids[:, 0].tolist()), ids, log_likelihoods)
 
     def text(self, coefficients: NDArray[np.floating]) -> str:
         """Return the likeliest text alone; see ``read``."""
-        return self.read(coefficients).text
+        return self._say(self.book.ids(coefficients))
+
+    def _say(self, ids: list[int]) -> str:
+        return printable(bytes(ids).decode(errors="replace") if self.mode == "byte" else self._words.decode(ids))
 
 
 def _embedding_book(words: Words, dimensions: int | None, bits: int) -> EmbeddingCodec:

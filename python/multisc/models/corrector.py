@@ -70,13 +70,8 @@ class Corrector:
         Args:
             texts: any strings.
         """
-        answers = list(texts)
         todo = [index for index, text in enumerate(texts) if text.strip()]
-        for index, answer in self._in_batches(
-            todo, texts, lambda chosen: self._correct_texts([texts[i] for i in chosen])
-        ):
-            answers[index] = answer
-        return answers
+        return self._replace(texts, todo, lambda chosen: self._correct_texts([texts[i] for i in chosen]))
 
     def tokens_of(self, speaker: PreTrainedTokenizerBase, count: int) -> NDArray[np.int64] | None:
         """Return what each token of another model's tokenizer is here, if both divide texts alike.
@@ -106,21 +101,15 @@ class Corrector:
                 there is no such table: then ``correct`` repairs the texts that are not certain.
         """
         texts = [reading.text for reading in readings]
-        answers = list(texts)
         longest = self.model.config.max_position_embeddings - 2
         todo = [i for i, reading in enumerate(readings) if not reading.certain and len(reading.ids) <= longest]
-        if tokens is None:
-            for index, answer in zip(todo, self.correct([texts[i] for i in todo]), strict=True):
-                answers[index] = answer
-            return answers
-        known = tokens
 
-        def fused(chosen: list[int]) -> list[str]:
-            return self._correct_fused([readings[i] for i in chosen], known)
+        def correct(chosen: list[int]) -> list[str]:
+            if tokens is None:
+                return self.correct([texts[i] for i in chosen])
+            return self._correct_fused([readings[i] for i in chosen], tokens)
 
-        for index, answer in self._in_batches(todo, texts, fused):
-            answers[index] = answer
-        return answers
+        return self._replace(texts, todo, correct)
 
     def gains(self, texts: list[str], answers: list[str]) -> list[float]:
         """Return log p(answer | text) - log p(text | text) of each pair, in nats.
@@ -144,13 +133,15 @@ class Corrector:
                 scores.append((chosen * labels["attention_mask"]).sum(dim=1))
         return (scores[0] - scores[1]).tolist()
 
-    def _in_batches(
-        self, todo: list[int], texts: Sequence[str], correct: Callable[[list[int]], list[str]]
-    ) -> list[tuple[int, str]]:
+    def _replace(self, texts: Sequence[str], todo: list[int], correct: Callable[[list[int]], list[str]]) -> list[str]:
         """Correct the texts of some indices; neighbours in length share a batch, so that padding costs little."""
+        answers = list(texts)
         order = sorted(todo, key=lambda i: len(texts[i]))
-        batches = [order[start : start + BATCH] for start in range(0, len(order), BATCH)]
-        return [pair for chosen in batches for pair in zip(chosen, correct(chosen), strict=True)]
+        for start in range(0, len(order), BATCH):
+            chosen = order[start : start + BATCH]
+            for index, answer in zip(chosen, correct(chosen), strict=True):
+                answers[index] = answer
+        return answers
 
     def _correct_texts(self, texts: list[str]) -> list[str]:
         inputs = self._tokens(texts)

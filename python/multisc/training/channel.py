@@ -59,20 +59,25 @@ class NoisyCaptions:
 
     def receive_all(self, texts: Sequence[str], snr_db: float, rng: np.random.Generator) -> list[str]:
         """Return sentences as received at one Es/N0 of ``snr_db``, in dB."""
-        return [reading.text for reading in self.read_all(texts, snr_db, rng)]
+        return [self._channel.text(received) for received in self._received(texts, snr_db, rng)]
 
     def read_all(self, texts: Sequence[str], snr_db: float, rng: np.random.Generator) -> list[Reading]:
         """Return what is received of sentences at one Es/N0 of ``snr_db``, in dB, with its alternatives."""
+        return [self._channel.read(received) for received in self._received(texts, snr_db, rng)]
+
+    def _received(
+        self, texts: Sequence[str], snr_db: float, rng: np.random.Generator
+    ) -> Sequence[NDArray[np.float32]]:
+        """Return the coefficients that arrive of each sentence."""
         for text in texts:
             if text not in self._sent:
                 self._sent[text] = self._channel.coefficients(self._speaker.encode(text))
         sent = [self._sent[text] for text in texts]
         if self._code != "none":
-            return [self._channel.read(self._through(coefficients, snr_db, rng)) for coefficients in sent]
+            return [self._through(coefficients, snr_db, rng) for coefficients in sent]
         # Without a code every symbol fares alone, so that all may go in one stream.
         ends = np.cumsum([len(coefficients) for coefficients in sent])
-        received = self._through(np.concatenate(sent), snr_db, rng)
-        return [self._channel.read(part) for part in np.split(received, ends[:-1])]
+        return np.split(self._through(np.concatenate(sent), snr_db, rng), ends[:-1])
 
     def _stream(self, coefficients: NDArray[np.float32]) -> Stream:
         return Stream("text", coefficients, self._modulation, self._code, self._channel.book.quantiser)
