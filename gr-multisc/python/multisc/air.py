@@ -39,7 +39,7 @@ from .burst import burst_receiver
 from .driver_log import DriverLog
 from .message_block import Faults, collector
 from .program import await_ends, picture, raise_first, undisturbed
-from .radio import DRIVERS, FAILED_S, STALL_S, FrontEnd, FrontEndSettings
+from .radio import DRIVERS, STALL_S, FrontEnd, FrontEndSettings, Movement
 
 MODES = ("tx", "rx", "txrx")
 DEFAULT_AMPLITUDE = 0.25  # its peaks are about 1
@@ -186,7 +186,7 @@ class _Radio:
     def streaming(self, graph: on_air) -> Iterator[None]:
         """Start the flowgraph; stop it in the end, whatever happens."""
         self.graph = graph
-        self._seen: dict[str, tuple[int, float]] = {}
+        self._movements: dict[str, Movement] = {}
         self.started = time.monotonic()
         graph.start()
         try:
@@ -207,14 +207,10 @@ class _Radio:
         """
         assert self.graph is not None
         raise_first(self.graph.faults)
-        now = time.monotonic()
         if bursts and self.first_burst_s is None:
-            self.first_burst_s = now - self.started
+            self.first_burst_s = time.monotonic() - self.started
         for name, count in counters.items():
-            before, since = self._seen.get(name, (-1, now))
-            if count != before:
-                self._seen[name] = (count, now)
-            elif now - since > (FAILED_S if self._log.failure else STALL_S):
+            if self._movements.setdefault(name, Movement(self._log)).stands_still(count):
                 said = self._log.last_words()
                 device = self._args.args or self._args.sdr
                 raise MultiscError(f"radio {device!r} stopped {name}{f': {said}' if said else ''}; was it unplugged?")

@@ -9,7 +9,6 @@ import os
 import select
 import sys
 import threading
-import time
 from pathlib import Path
 from types import TracebackType
 from typing import Protocol
@@ -20,7 +19,7 @@ from multisc.errors import MultiscError
 
 from .driver_log import DriverLog
 from .message_block import Faults
-from .radio import FAILED_S, STALL_S, STOP_TIMEOUT_S, explained
+from .radio import STOP_TIMEOUT_S, Movement, explained
 
 LOOK_S = 0.05
 
@@ -65,12 +64,9 @@ def run_until_enter(graph: gr.top_block, radio: gr.block, driver: str) -> None:
     moved = radio.nitems_read if radio.input_signature().max_streams() else radio.nitems_written
     with DriverLog(driver, print) as log:
         print("Press Enter to quit: ", end="", flush=True)
-        count, since = -1, time.monotonic()
+        movement = Movement(log)
         while not select.select([sys.stdin], [], [], LOOK_S)[0]:
-            now = time.monotonic()
-            if moved(0) != count:
-                count, since = moved(0), now
-            elif now - since > (FAILED_S if log.failure else STALL_S):
+            if movement.stands_still(moved(0)):
                 said = log.last_words() or "no sample came or went"
                 _give_up(graph, f"the radio stands still: {said}; was it unplugged?")
     if log.overflows or log.underflows:

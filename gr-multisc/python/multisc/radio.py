@@ -7,6 +7,7 @@ USRP; what was tested on what stands in docs/over-the-air.md.
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Protocol, TypeVar
@@ -18,6 +19,7 @@ from multisc.errors import BadInputError, MultiscError
 from multisc.phy.config import PhyConfig
 
 from .burst import BUFFER
+from .driver_log import DriverLog
 
 DRIVERS = ("soapy", "uhd")
 RATE_TOLERANCE = 1e-6  # of a device that makes another sample rate of what was asked for
@@ -39,6 +41,26 @@ _REMEDIES = {  # by a word in what the driver says
 }
 Range = tuple[float, float]
 T = TypeVar("T")
+
+
+class Movement:
+    """Looks whether samples still come or go.
+
+    Args:
+        log: of the device's driver; once that says that the device failed, less patience is shown.
+    """
+
+    def __init__(self, log: DriverLog) -> None:
+        self._log = log
+        self._count = -1
+        self._since = time.monotonic()
+
+    def stands_still(self, count: int) -> bool:
+        """Take in how many samples there were so far; whether that has not changed for too long."""
+        now = time.monotonic()
+        if count != self._count:
+            self._count, self._since = count, now
+        return now - self._since > (FAILED_S if self._log.failure else STALL_S)
 
 
 def explained(error: Exception) -> str:
