@@ -12,6 +12,7 @@ from multisc import __version__
 from multisc.cli.arguments import Parser
 from multisc.cli.output import EXIT_UNREAD, nobody_reads
 from multisc.errors import MultiscError
+from multisc.libraries import settle
 
 # name -> (module, one line of help). Each module has configure(parser) and run(args) -> int.
 COMMANDS: dict[str, tuple[str, str]] = {
@@ -37,9 +38,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         141 when nobody reads the output any more.
     """
     argv = sys.argv[1:] if argv is None else list(argv)
-    # Before torch is loaded: threads that spin while they wait for each other make a step ten times as long as soon
-    # as another program wants a core.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    settle(os.environ)
     parser = Parser(
         prog="multisc",
         description="Semantic image transmission over radio waveforms. Each COMMAND has --help with an example.",
@@ -52,9 +51,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         if name == chosen:
             importlib.import_module(module).configure(sub)
     args = parser.parse_args(argv, argparse.Namespace(argv=argv))
-    # What the libraries remark on, such as a missing torchvision, is not the user's business; their errors are.
-    for library in ("TRANSFORMERS", "DIFFUSERS"):
-        os.environ.setdefault(f"{library}_VERBOSITY", "error")
     try:
         code = int(importlib.import_module(COMMANDS[args.command][0]).run(args))
         sys.stdout.flush()

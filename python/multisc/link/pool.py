@@ -17,6 +17,7 @@ import zmq
 
 import multisc
 from multisc.errors import BadInputError, ModelError, MultiscError
+from multisc.libraries import settle
 from multisc.link.jobs import layout_of
 from multisc.link.worker import WorkerSettings, command
 
@@ -232,15 +233,10 @@ class Pool:
             message_limit=self._message_limit,
         )
         environment = child_environment()
-        # What the libraries remark on, such as a missing torchvision, is not the user's business; their errors are.
-        for library in ("TRANSFORMERS", "DIFFUSERS"):
-            environment.setdefault(f"{library}_VERBOSITY", "error")
+        settle(environment)
         if self._threads is not None:
             # All workers together use each core once; a user's own setting wins.
             environment.setdefault("OMP_NUM_THREADS", str(self._threads))
-        # Threads that spin while they wait for each other take the cores from the flowgraph, which needs them at the
-        # same time: encoding took 5 to 28 s in place of 1 to 2 s on two cores with other programs.
-        environment.setdefault("OMP_WAIT_POLICY", "PASSIVE")
         if self._devices:
             environment["CUDA_VISIBLE_DEVICES"] = self._devices[index % len(self._devices)]
         process = subprocess.Popen(
