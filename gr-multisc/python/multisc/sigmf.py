@@ -80,7 +80,6 @@ class sigmf_sink(gr.sync_block):
         BadInputError: as ``multisc.recording.RecordingWriter``, whose folder must be there.
 
     Attributes:
-        count: samples written.
         done: set when the sample with the tag ``end`` has come.
     """
 
@@ -98,7 +97,6 @@ class sigmf_sink(gr.sync_block):
         self._arguments = (path, samp_rate, format or None, frequency or None, description)
         RecordingWriter(*self._arguments).__exit__(BadInputError, None, None)  # checks them and leaves no file
         self._writer: RecordingWriter | None = None
-        self.count = 0
         self.done = threading.Event()
 
     def start(self) -> bool:
@@ -114,7 +112,6 @@ class sigmf_sink(gr.sync_block):
         writer, self._writer = self._writer, None
         try:
             if writer is not None:
-                self.count = writer.count
                 writer.__exit__(None, None, None)
         except Exception as error:
             self.faults.add(error, self.alias())
