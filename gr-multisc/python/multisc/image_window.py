@@ -148,8 +148,7 @@ class Canvas(QtWidgets.QWidget):
 
 def _image(pixels: np.ndarray) -> QtGui.QImage:
     height, width = pixels.shape[:2]
-    data = np.ascontiguousarray(pixels)
-    return QtGui.QImage(data.tobytes(), width, height, 3 * width, QtGui.QImage.Format_RGB888).copy()
+    return QtGui.QImage(pixels.tobytes(), width, height, 3 * width, QtGui.QImage.Format_RGB888).copy()
 
 
 def _stage(view: View) -> str:
