@@ -6,12 +6,12 @@ Where time does not matter the device runs unthrottled: the tests then do not de
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import signal
 import subprocess
 import sys
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -53,12 +53,13 @@ FOR_15_DB = "driver=multisc_loopback,attenuation=53"
 COMMON = ["--sdr", "soapy", "--freq", "433.92e6", "--system", "bpg-ldpc", "--snr", "12"]
 
 
-@pytest.fixture(scope="session", autouse=True)
-def device(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+@pytest.fixture(scope="module", autouse=True)
+def device(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
     """The environment in which SoapySDR finds the device, in this process too."""
     environment = build.build(tmp_path_factory.mktemp("device"))
-    os.environ["SOAPY_SDR_PLUGIN_PATH"] = environment["SOAPY_SDR_PLUGIN_PATH"]
-    return environment
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SOAPY_SDR_PLUGIN_PATH", environment["SOAPY_SDR_PLUGIN_PATH"])
+        yield environment
 
 
 @pytest.fixture
@@ -198,7 +199,7 @@ def test_one_process_sends_and_another_receives_in_real_time(
 
 
 @pytest.mark.parametrize(
-    ("device", "arguments", "code", "words"),
+    ("radio", "arguments", "code", "words"),
     [
         ("driver=nobody", [], 1, ["driver=nobody", "no such device", "multisc doctor"]),
         ("driver=multisc_loopback,deny=1", [], 1, ["no permission", "udev"]),
@@ -216,9 +217,9 @@ def test_one_process_sends_and_another_receives_in_real_time(
     ],
 )
 def test_what_goes_wrong_is_one_line(
-    device: str, arguments: list[str], code: int, words: list[str], tmp_path: Path, capfd: pytest.CaptureFixture
+    radio: str, arguments: list[str], code: int, words: list[str], tmp_path: Path, capfd: pytest.CaptureFixture
 ) -> None:
-    full = [*COMMON, "--rx", "--streams-only", "--duration", "30", "--args", device, "--out", str(tmp_path)]
+    full = [*COMMON, "--rx", "--streams-only", "--duration", "30", "--args", radio, "--out", str(tmp_path)]
     assert run.main([*full, *arguments]) == code
     out, err = capfd.readouterr()
     lines = [line for line in err.splitlines() if "receiving at" not in line]
