@@ -21,12 +21,12 @@ from transformers import (
 )
 from transformers.models.blip.image_processing_pil_blip import BlipImageProcessorPil
 
-from multisc.training.blip2 import encode_captions, next_words
 from multisc.training.blip_tokenizers import START, bert_tokenizer
 from multisc.training.data import CaptionData, load_caption_data, load_pixels
-from multisc.training.llava import VOCABULARY, pad
+from multisc.training.llava import VOCABULARY
 from multisc.training.loop import Schedule, fit
 from multisc.training.place import CPU, Place
+from multisc.training.sentences import encode_captions, next_words, pad, train_on_sentences
 from multisc.training.towers import vision_sizes
 from multisc.training.views import WHOLE, pixel_values, random_view
 
@@ -84,19 +84,12 @@ def train_language_model(
     """Train the text decoder alone on sentences; see ``fit`` for what it returns and leaves in ``work``."""
     decoder, filler = model.text_decoder, model.config.text_config.pad_token_id
 
-    def nll(rows: list[NDArray[np.int64]]) -> Tensor:
-        with place.autocast():
-            ids = pad(rows, filler)[:, :-1].to(place.device)
-            return next_words(decoder(input_ids=ids, use_cache=False).logits, rows)
+    def logits(ids: Tensor) -> Tensor:
+        return decoder(input_ids=ids, use_cache=False).logits
 
-    def loss(step: int) -> Tensor:
-        rng = np.random.default_rng([recipe.seed, step])
-        return nll([train[i] for i in rng.integers(len(train), size=recipe.batch)])
-
-    def evaluate() -> dict[str, float]:
-        return {"held_out_nll": float(np.mean([float(nll(test[i : i + 100])) for i in range(0, len(test), 100)]))}
-
-    return fit("blip-language", decoder, loss, recipe.language, work, evaluate, recipe.seed, place=place)
+    return train_on_sentences(
+        "blip-language", decoder, logits, filler, train, test, recipe.language, recipe.batch, work, recipe.seed, place
+    )
 
 
 def train_captions(
@@ -108,13 +101,13 @@ def train_captions(
     place: Place = CPU,
 ) -> list[dict]:
     """Train tower and text decoder on captioned photographs; see ``fit`` for what is returned."""
-    start, end, filler = (model.config.text_config.bos_token_id, tokenizer.sep_token_id, tokenizer.pad_token_id)
+    start, end, filler = [model.config.text_config.bos_token_id], tokenizer.sep_token_id, tokenizer.pad_token_id
     size = model.config.vision_config.image_size
     images = [load_pixels(data.root, image.path, 192) for image in data.train]
-    captions = [encode_captions(tokenizer, list(image.captions), start, end) for image in data.train]
+    captions = [encode_captions(tokenizer, image.captions, start, end) for image in data.train]
     usable = np.flatnonzero([bool(rows) for rows in captions])
-    sentences = encode_captions(tokenizer, list(data.sentences), start, end)
-    tests = [encode_captions(tokenizer, list(image.captions), start, end)[0] for image in data.held_out]
+    sentences = encode_captions(tokenizer, data.sentences, start, end)
+    tests = [encode_captions(tokenizer, image.captions, start, end)[0] for image in data.held_out]
     test_images = [load_pixels(data.root, image.path, 192) for image in data.held_out]
     test_pixels = pixel_values(test_images, [WHOLE] * len(tests), size).to(place.device)
 
@@ -171,9 +164,9 @@ def train(
     tokenizer = bert_tokenizer(captions.training_sentences, VOCABULARY, max_length=64)
     model = make_model(tokenizer, vision_sizes(tower), recipe)
     model.vision_model.load_state_dict(tower.state_dict())
-    start, end = model.config.text_config.bos_token_id, tokenizer.sep_token_id
+    start, end = [model.config.text_config.bos_token_id], tokenizer.sep_token_id
     sentences, unseen = (
-        encode_captions(tokenizer, list(texts), start, end)
+        encode_captions(tokenizer, texts, start, end)
         for texts in (captions.training_sentences, captions.held_out_sentences)
     )
     logs = [

@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -32,9 +31,10 @@ from multisc.models.captioner import Captioner
 from multisc.training.blip_tokenizers import opt_tokenizer
 from multisc.training.data import CaptionData, load_caption_data, load_pixels
 from multisc.training.distil import COMPONENTS, principal_features, teacher_features
-from multisc.training.llava import MAX_TOKENS, VOCABULARY, pad
+from multisc.training.llava import VOCABULARY
 from multisc.training.loop import Schedule, fit
 from multisc.training.place import CPU, Place
+from multisc.training.sentences import encode_captions, next_words, pad, train_on_sentences
 from multisc.training.tokenizers import IMAGE_TOKEN, train_bpe
 from multisc.training.towers import copy_tower, vision_config
 from multisc.training.views import WHOLE, View, pixel_values, random_view
@@ -164,18 +164,6 @@ def make_processor(tokenizer: GPT2Tokenizer, image_size: int, recipe: Blip2Recip
     return Blip2Processor(pictures, tokenizer, num_query_tokens=recipe.grid**2)
 
 
-def encode_captions(tokenizer: Any, sentences: list[str], start: int, end: int) -> list[NDArray[np.int64]]:
-    """Return start, caption and end as token ids, leaving out captions of more than ``MAX_TOKENS``."""
-    ids = [tokenizer.encode(sentence, add_special_tokens=False) for sentence in sentences]
-    return [np.asarray([start, *caption, end]) for caption in ids if len(caption) <= MAX_TOKENS]
-
-
-def next_words(logits: Tensor, rows: list[NDArray[np.int64]]) -> Tensor:
-    """The mean cross-entropy of the tokens of rows, after their first ones, given logits (B, longest - 1, V)."""
-    labels = pad(rows, -100)[:, 1:].to(logits.device)
-    return functional.cross_entropy(logits.float().transpose(1, 2), labels, ignore_index=-100)
-
-
 def train_language_model(
     trainee: Trainee,
     train: list[NDArray[np.int64]],
@@ -187,22 +175,15 @@ def train_language_model(
     """Train the language model alone on sentences; see ``fit`` for what it returns and leaves in ``work``."""
     language, first = trainee.model.language_model, recipe.grid**2
 
-    def nll(rows: list[NDArray[np.int64]]) -> Tensor:
-        ids = pad(rows, language.config.pad_token_id)[:, :-1].to(place.device)
+    def logits(ids: Tensor) -> Tensor:
         # The places behind y, where the words will stand.
-        places = torch.arange(first, first + ids.shape[1], device=place.device)[None]
-        with place.autocast():
-            logits = language(input_ids=ids, position_ids=places, use_cache=False).logits
-        return next_words(logits, rows)
+        places = torch.arange(first, first + ids.shape[1], device=ids.device)[None]
+        return language(input_ids=ids, position_ids=places, use_cache=False).logits
 
-    def loss(step: int) -> Tensor:
-        rng = np.random.default_rng([recipe.seed, step])
-        return nll([train[i] for i in rng.integers(len(train), size=recipe.batch)])
-
-    def evaluate() -> dict[str, float]:
-        return {"held_out_nll": float(np.mean([float(nll(test[i : i + 100])) for i in range(0, len(test), 100)]))}
-
-    return fit("blip2-language", language, loss, recipe.language, work, evaluate, recipe.seed, place=place)
+    name, filler = "blip2-language", language.config.pad_token_id
+    return train_on_sentences(
+        name, language, logits, filler, train, test, recipe.language, recipe.batch, work, recipe.seed, place
+    )
 
 
 class Looking:
@@ -306,10 +287,10 @@ def train_captions(
     """Train all on captioned photographs, whose rows in ``looking`` are the first; see ``fit`` for the rest."""
     model, end, place = trainee.model, tokenizer.eos_token_id, looking.place
     trainee.model.get_input_embeddings().weight.requires_grad_(False)
-    captions = [encode_captions(tokenizer, list(image.captions), end, end) for image in data.train]
+    captions = [encode_captions(tokenizer, image.captions, [end], end) for image in data.train]
     usable = np.flatnonzero([bool(rows) for rows in captions])
-    sentences = encode_captions(tokenizer, list(data.sentences), end, end)
-    tests = [encode_captions(tokenizer, list(image.captions), end, end)[0] for image in data.held_out]
+    sentences = encode_captions(tokenizer, data.sentences, [end], end)
+    tests = [encode_captions(tokenizer, image.captions, [end], end)[0] for image in data.held_out]
     test_rows = np.arange(len(data.train), len(data.train) + len(tests))
     pixels_of_tests, _ = looking.batch(test_rows, [WHOLE] * len(tests))
 
@@ -383,7 +364,7 @@ def train(
     test = np.array([image.path in held_out for image in photographs])
     end = tokenizer.eos_token_id
     sentences, unseen = (
-        encode_captions(tokenizer, list(texts), end, end)
+        encode_captions(tokenizer, texts, [end], end)
         for texts in (captions.training_sentences, captions.held_out_sentences)
     )
     logs = [

@@ -27,11 +27,11 @@ from multisc.training.data import CaptionData, load_caption_data, load_pixels
 from multisc.training.distil import distil, principal_features, teacher_features
 from multisc.training.loop import Schedule, fit
 from multisc.training.place import CPU, Place
+from multisc.training.sentences import encode_captions, next_words, pad, train_on_sentences
 from multisc.training.tokenizers import IMAGE_TOKEN, qwen2_tokenizer, train_bpe
 from multisc.training.views import WHOLE, pixel_values, random_view
 
 VOCABULARY = 1500
-MAX_TOKENS = 22
 # What the language model sees before a caption; chat template and training agree on it.
 CHAT_TEMPLATE = (
     "{% for message in messages %}{% for part in message['content'] %}"
@@ -116,21 +116,6 @@ def make_model(tokenizer: Qwen2Tokenizer, recipe: LlavaRecipe) -> LlavaForCondit
     return LlavaForConditionalGeneration(config)
 
 
-def encode_captions(tokenizer: Qwen2Tokenizer, sentences: list[str], start: str = "\n") -> list[NDArray[np.int64]]:
-    """Return start, caption and end of text as token ids, leaving out captions of more than ``MAX_TOKENS``."""
-    first, end = tokenizer.encode(start) if start else [], [tokenizer.eos_token_id]
-    ids = [tokenizer.encode(sentence) for sentence in sentences]
-    return [np.asarray(first + caption + end) for caption in ids if len(caption) <= MAX_TOKENS]
-
-
-def pad(rows: list[NDArray[np.int64]], value: int) -> Tensor:
-    """Stack rows of different lengths, filled up with ``value`` on the right; int64 of shape (rows, longest)."""
-    out = np.full((len(rows), max(map(len, rows))), value)
-    for target, row in zip(out, rows, strict=True):
-        target[: len(row)] = row
-    return torch.from_numpy(out)
-
-
 def train_language_model(
     model: LlavaForConditionalGeneration,
     tokenizer: Qwen2Tokenizer,
@@ -141,25 +126,12 @@ def train_language_model(
     place: Place = CPU,
 ) -> list[dict]:
     """Train the language model alone on sentences; see ``fit`` for what it returns and leaves in ``work``."""
-    train, test = encode_captions(tokenizer, sentences), encode_captions(tokenizer, held_out)
+    start, end = tokenizer.encode("\n"), tokenizer.eos_token_id
+    train, test = (encode_captions(tokenizer, texts, start, end) for texts in (sentences, held_out))
     language = _LanguageModel(model)
-
-    def nll(rows: list[NDArray[np.int64]]) -> Tensor:
-        # Sorted neighbours waste less on padding; the end of text doubles as padding, so mask by length.
-        ids, labels = pad(rows, tokenizer.eos_token_id).to(place.device), pad(rows, -100).to(place.device)
-        with place.autocast():
-            hidden = model.model.language_model(input_ids=ids[:, :-1]).last_hidden_state
-            logits = model.lm_head(hidden)
-        return functional.cross_entropy(logits.float().transpose(1, 2), labels[:, 1:], ignore_index=-100)
-
-    def loss(step: int) -> Tensor:
-        rng = np.random.default_rng([recipe.seed, step])
-        return nll([train[i] for i in rng.integers(len(train), size=recipe.batch)])
-
-    def evaluate() -> dict[str, float]:
-        return {"held_out_nll": float(np.mean([float(nll(test[i : i + 100])) for i in range(0, len(test), 100)]))}
-
-    return fit("language", language, loss, recipe.language, work, evaluate, recipe.seed, place=place)
+    return train_on_sentences(
+        "language", language, language, end, train, test, recipe.language, recipe.batch, work, recipe.seed, place
+    )
 
 
 class _LanguageModel(torch.nn.Module):
@@ -169,6 +141,10 @@ class _LanguageModel(torch.nn.Module):
         super().__init__()
         self.language_model = model.model.language_model
         self.head = model.lm_head
+
+    def forward(self, ids: Tensor) -> Tensor:
+        """Return the logits (B, L, V) after each of the token ids (B, L)."""
+        return self.head(self.language_model(input_ids=ids).last_hidden_state)
 
 
 def make_processor(tokenizer: Qwen2Tokenizer, recipe: LlavaRecipe) -> LlavaProcessor:
@@ -200,20 +176,22 @@ def train_captions(
     """
     model.get_input_embeddings().weight.requires_grad_(False)
     images = [load_pixels(data.root, image.path, 192) for image in data.train]
-    captions = [encode_captions(tokenizer, list(image.captions), start="") for image in data.train]
+    end = tokenizer.eos_token_id
+    captions = [encode_captions(tokenizer, image.captions, [], end) for image in data.train]
     usable = [i for i, rows in enumerate(captions) if rows]
     patches = (recipe.image_size // recipe.patch_size) ** 2
     prompt = np.asarray(
         [tokenizer.encode(IMAGE_TOKEN)[0]] * patches + tokenizer.encode(f"\n{PAPER_QUERY}\n"), dtype=np.int64
     )
-    sentences = encode_captions(tokenizer, list(data.sentences))
+    sentences = encode_captions(tokenizer, data.sentences, tokenizer.encode("\n"), end)
+    language = _LanguageModel(model)
 
     def nll(pixels: Tensor, chosen: list[NDArray[np.int64]], wrong: float = 0.0) -> Tensor:
         """Cross-entropy of captions, one a picture, given the pictures and the words before, some of them wrong."""
-        ids = pad([np.concatenate([prompt, caption]) for caption in chosen], tokenizer.eos_token_id)
+        ids = pad([np.concatenate([prompt, caption]) for caption in chosen], end)
         labels = pad(chosen, -100).to(place.device)
         said = ids[:, len(prompt) :]
-        said[torch.rand(said.shape) < wrong] = tokenizer.eos_token_id
+        said[torch.rand(said.shape) < wrong] = end
         with place.autocast():
             hidden = model.model(
                 input_ids=ids[:, :-1].to(place.device), pixel_values=pixels.to(place.device)
@@ -222,10 +200,9 @@ def train_captions(
         return functional.cross_entropy(logits.float().transpose(1, 2), labels, ignore_index=-100)
 
     def language_nll(chosen: list[NDArray[np.int64]]) -> Tensor:
-        ids, labels = pad(chosen, tokenizer.eos_token_id).to(place.device), pad(chosen, -100).to(place.device)
         with place.autocast():
-            logits = model.lm_head(model.model.language_model(input_ids=ids[:, :-1]).last_hidden_state)
-        return functional.cross_entropy(logits.float().transpose(1, 2), labels[:, 1:], ignore_index=-100)
+            logits = language(pad(chosen, end)[:, :-1].to(place.device))
+        return next_words(logits, chosen)
 
     def loss(step: int) -> Tensor:
         rng = np.random.default_rng([recipe.seed, step])
@@ -237,7 +214,7 @@ def train_captions(
         others = [sentences[i] for i in rng.integers(len(sentences), size=recipe.caption_batch)]
         return value + 0.3 * language_nll(others)
 
-    test = [(image, encode_captions(tokenizer, list(image.captions), start="")) for image in data.held_out]
+    test = [(image, encode_captions(tokenizer, image.captions, [], end)) for image in data.held_out]
     test_pixels = pixel_values(
         [load_pixels(data.root, image.path, 192) for image, _ in test], [WHOLE] * len(test), recipe.image_size
     )
