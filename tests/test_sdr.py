@@ -13,6 +13,7 @@ import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Self
 
 import numpy as np
 import pytest
@@ -130,7 +131,7 @@ def test_noise_and_leakage_are_no_images(tmp_path: Path) -> None:
 
 
 class Program:
-    """run_flowgraph.py as a process of its own."""
+    """run_flowgraph.py as a process of its own, which ends with its ``with``."""
 
     def __init__(self, environment: dict[str, str], *arguments: object) -> None:
         self.process = subprocess.Popen(
@@ -147,7 +148,10 @@ class Program:
         out, err = self.process.communicate(timeout=60)
         return self.process.returncode, out, err
 
-    def kill(self) -> None:
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
         self.process.kill()
         self.process.communicate()
 
@@ -157,11 +161,10 @@ def test_one_process_sends_and_another_receives_in_real_time(
 ) -> None:
     """With results whatever this machine has to do beside: what was lost is counted, and nothing else."""
     air = f"air={tmp_path}"
-    receiver = Program(
+    with Program(
         device, "--rx", "--args", f"{FOR_15_DB},serial=b,{air}", *GAINS[2:], "--count", 3, "--duration", 25,
         "--out", tmp_path / "rx",
-    )  # fmt: skip
-    try:
+    ) as receiver:  # fmt: skip
         receiver.await_line("receiving at 433.92 MHz")
         # The same device, a second time.
         code = run.main(
@@ -171,20 +174,15 @@ def test_one_process_sends_and_another_receives_in_real_time(
         _, err = capfd.readouterr()
         assert len(err.splitlines()) == 1
         assert "another program is using the device" in err
-        sender = Program(
+        with Program(
             device, "--tx", "--image", photo, "--args", f"driver=multisc_loopback,serial=a,{air}", *GAINS[:2],
             "--repeat", 6, "--interval", 0.3, "--seed", 7, "--out", tmp_path / "tx",
-        )  # fmt: skip
-        try:
+        ) as sender:  # fmt: skip
             code, out, err = sender.end()
-        finally:
-            sender.kill()
         assert (code, err) == (0, "")
         assert "sent 6 times" in out
         code, out, err = receiver.end()
         assert code == 0, err
-    finally:
-        receiver.kill()
     sent = json.loads((tmp_path / "tx" / "transmission.json").read_text())
     assert sent["images_sent"] == 6
     reception = json.loads((tmp_path / "rx" / "reception.json").read_text())
@@ -244,14 +242,11 @@ def test_options_that_need_a_radio_say_so(tmp_path: Path, capfd: pytest.CaptureF
 def test_a_sender_whose_device_is_unplugged_leaves_nothing_behind(
     device: dict[str, str], photo: Path, tmp_path: Path
 ) -> None:
-    sender = Program(
+    with Program(
         device, "--tx", "--image", photo, "--args", "driver=multisc_loopback,throttle=0,unplug=1",
         "--repeat", 1000, "--out", tmp_path,
-    )  # fmt: skip
-    try:
+    ) as sender:  # fmt: skip
         code, out, err = sender.end()
-    finally:
-        sender.kill()
     assert (code, out) == (1, "")
     assert len(err.splitlines()) == 1
     assert "stopped sending" in err
@@ -260,13 +255,10 @@ def test_a_sender_whose_device_is_unplugged_leaves_nothing_behind(
 def test_a_driver_that_does_not_come_back_does_not_hold_up_the_program(
     device: dict[str, str], tmp_path: Path
 ) -> None:
-    receiver = Program(
+    with Program(
         device, "--rx", "--streams-only", "--args", "driver=multisc_loopback,throttle=0,hang=0.5", "--out", tmp_path
-    )
-    try:
+    ) as receiver:
         code, _, err = receiver.end()
-    finally:
-        receiver.kill()
     assert code == 1
     assert "driver does not come back" in err.splitlines()[-1]
 
@@ -298,28 +290,23 @@ def test_reception_runs_while_the_models_are_loaded(
 
 
 def test_ctrl_c_while_models_are_loaded_leaves_nothing_behind(device: dict[str, str], tmp_path: Path) -> None:
-    receiver = Program(device, "--rx", "--system", "multi-sc", "--args", "driver=multisc_loopback", "--out", tmp_path)
-    try:
+    arguments = ["--rx", "--system", "multi-sc", "--args", "driver=multisc_loopback", "--out", tmp_path]
+    with Program(device, *arguments) as receiver:
         receiver.await_line("receiving")
         eventually(lambda: bool(children_of(receiver.process.pid)), "the models are being loaded")
         children = children_of(receiver.process.pid)
         receiver.process.send_signal(signal.SIGINT)
         code, _, err = receiver.end()
-    finally:
-        receiver.kill()
     assert (code, err) == (0, "")
     eventually(lambda: not any(is_running(pid) for pid in children), "all children end")
 
 
 def test_ctrl_c_is_an_ordinary_end_of_reception(device: dict[str, str], tmp_path: Path) -> None:
-    receiver = Program(device, "--rx", "--args", "driver=multisc_loopback", "--out", tmp_path)
-    try:
+    with Program(device, "--rx", "--args", "driver=multisc_loopback", "--out", tmp_path) as receiver:
         receiver.await_line("receiving")
         children = children_of(receiver.process.pid)
         receiver.process.send_signal(signal.SIGINT)
         code, out, _ = receiver.end()
-    finally:
-        receiver.kill()
     assert code == 0
     assert "0 images" in out
     assert json.loads((tmp_path / "reception.json").read_text())["images"] == []
