@@ -38,9 +38,7 @@ def fetch_blip() -> int:
     return main(["models", "fetch", "--models", "foundation", "--parts", "blip"])
 
 
-def test_blip_is_converted_once_and_says_what_the_original_says(
-    published: Published, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_blip_is_converted_once_and_says_what_the_original_says(published: Published) -> None:
     _, model, hub = published
     assert fetch_blip() == 0
     here = CATALOGUE["foundation"]["blip"].directory

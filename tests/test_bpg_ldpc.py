@@ -124,7 +124,7 @@ def test_concealment_is_labelled_and_stays_an_outage(image: NDArray[np.uint8]) -
     assert not system.decode(ReceivedImage([ReceivedStream("bpg", noise, crc_ok=False)], b""), options).preview
 
 
-def test_what_did_not_arrive_or_is_no_picture_is_an_outage(image: NDArray[np.uint8]) -> None:
+def test_what_did_not_arrive_or_is_no_picture_is_an_outage() -> None:
     system = BpgLdpc()
     options = {"mcs": "1/2:qpsk"}
     nothing = ReceivedStream("bpg", np.zeros(800, np.uint8), delivered=False, crc_ok=False)

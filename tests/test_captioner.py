@@ -186,7 +186,7 @@ def test_embedded_table_is_a_code(embedded: Captioner) -> None:
     assert len(np.unique(codec.rows, axis=0)) == len(embedded.table)
 
 
-def test_embedded_checkpoint_is_small(embedded: Captioner) -> None:
+def test_embedded_checkpoint_is_small() -> None:
     directory = Path(load_profile("embedded").llava)
     assert sum(file.stat().st_size for file in directory.iterdir()) < 4_800_000
 

@@ -291,7 +291,7 @@ def test_neither_needs_gnu_radio_nor_torch(tmp_path):
     assert done.returncode == 0, done.stderr
 
 
-def test_estimated_snr_is_that_of_the_noise(tmp_path):
+def test_estimated_snr_is_that_of_the_noise():
     """Six levels; the estimate over a whole image lies within 0.5 dB."""
     errors = []
     for esn0_db in (0.0, 5.0, 10.0, 15.0, 20.0, 25.0):

@@ -47,7 +47,7 @@ def fetch(*arguments: str) -> int:
     return main(["models", "fetch", *arguments])
 
 
-def test_from_the_hub_to_pictures(hub: FakeHub, tmp_path, monkeypatch, capsys):
+def test_from_the_hub_to_pictures(hub: FakeHub, monkeypatch, capsys):
     """Fetched once, verified, and then every class of the foundation path runs without another request."""
     assert fetch("--parts", PARTS) == 0
     assert not [line for line in hub.asked if "not-wanted" in line or line.endswith((".bin", ".ckpt", ".ot"))]
@@ -249,7 +249,7 @@ def fcn(tmp_path, monkeypatch):
         yield published
 
 
-def test_the_fcn_is_converted_once_and_finds_subjects(fcn, torchvision, capsys):
+def test_the_fcn_is_converted_once_and_finds_subjects(fcn, torchvision):
     file, checkpoint = fcn
     assert fetch("--parts", "fcn") == 0
     assert sorted(path.name for path in checkpoint.directory.iterdir()) == ["config.json", "model.safetensors"]

@@ -318,7 +318,7 @@ def test_constellation_contains_its_ideal_points_and_its_symbols(name):
     assert all(abs(x) < plot.extent and abs(y) < plot.extent for x, y in plot.ideal)
 
 
-def test_constellation_is_the_right_way_up(tmp_path):
+def test_constellation_is_the_right_way_up():
     plot = plots.constellation(np.full(50, 0.9 + 0.2j, np.complex64), "analog")
     image = decoded(plot.uri)
     row, column = np.unravel_index(image[:, :, 3].argmax(), image.shape[:2])

@@ -94,7 +94,7 @@ def test_an_address_that_is_not_ours_is_one_line(tmp_path, capsys):
     assert capsys.readouterr().err.startswith("multisc serve: cannot bind to tcp://192.0.2.1:5555: ")
 
 
-def test_a_failing_start_ends_with_the_error(capsys):
+def test_a_failing_start_ends_with_the_error():
     done = run("--bind", "tcp://127.0.0.1:0", "--handler", "link_handlers:Echo", "--preload", "no-model")
     assert done.returncode == 1
     assert done.stderr.splitlines()[-1] == "multisc serve: checkpoint x: tokenizer.json is missing"

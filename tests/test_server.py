@@ -176,7 +176,7 @@ def test_errors_of_the_handler_come_back_typed(stranger, options, code, message)
 # ---- time-outs, vanishing clients, back-pressure ----------------------------------------------------------------
 
 
-def test_a_request_past_its_time_is_called_off_and_the_worker_goes_on(server, stranger, tmp_path):
+def test_a_request_past_its_time_is_called_off_and_the_worker_goes_on(stranger, tmp_path):
     worker = stranger.status()["workers"][0]["pid"]
     stranger.send(1, request({"gate": Gate(tmp_path).path}, timeout_s=0.3))
     _, failure = stranger.answer()
