@@ -205,6 +205,11 @@ def test_a_missing_folder_is_named(tmp_path):
         load_photographs(tmp_path)
 
 
+def test_a_missing_teacher_is_named(tmp_path, photograph):
+    with pytest.raises(BadInputError, match=r"the teacher .*voc\.tflite is missing"):
+        subjects.teacher_features([photograph], tmp_path / "voc.tflite", tmp_path / "seen.npy")
+
+
 @pytest.mark.skipif(not DATA.is_dir(), reason="the training photographs are not beside this checkout")
 def test_kodak_is_never_trained_on():
     photographs = load_photographs(DATA)

@@ -24,9 +24,10 @@ from multisc.training.blip_tokenizers import bert_tokenizer
 from multisc.training.captioning import measure, write_block_captions
 from multisc.training.channel import NoisyCaptions
 from multisc.training.data import HELD_OUT_IMAGES, load_caption_data, normalise_caption, quarters
-from multisc.training.distil import CHANNELS, GRID, distil, principal_features
+from multisc.training.distil import CHANNELS, distil, principal_features
 from multisc.training.loop import Schedule, fit
 from multisc.training.place import Place, find_place
+from multisc.training.teacher import GRID
 from multisc.training.tokenizers import bart_tokenizer, qwen2_tokenizer, train_bpe
 from multisc.training.views import WHOLE, View, pixel_values, random_view
 

@@ -16,14 +16,12 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional
 
-from multisc.errors import BadInputError
 from multisc.training.data import load_pixels
 from multisc.training.loop import Schedule, fit
 from multisc.training.place import CPU, Place
+from multisc.training.teacher import GRID, TEACHER_FILE, TEACHER_SIDE, Teacher
 from multisc.training.views import pixel_values, random_view
 
-GRID = 33
-TEACHER_SIZE = 513
 BACKBONE, LOGITS = "MobilenetV2/expanded_conv_16/project/add_fold", "logits/semantic/BiasAdd"
 CHANNELS = 320 + 21
 COMPONENTS = 48
@@ -48,40 +46,20 @@ def teacher_features(root: Path, paths: list[str], store: Path) -> NDArray[np.ui
         found = np.load(store, mmap_mode="r")
         if found.shape == shape:
             return found
-    interpreter, image_input, outputs = _teacher(root / "teacher" / "deeplabv3_mnv2_pascal_quant.tflite")
+    teacher = Teacher(root / TEACHER_FILE, (BACKBONE, LOGITS))
     store.parent.mkdir(parents=True, exist_ok=True)
     partial = store.with_suffix(".partial.npy")
     features = np.lib.format.open_memmap(partial, mode="w+", dtype=np.uint8, shape=shape)
     for row, path in enumerate(paths):
         pixels = Image.fromarray(load_pixels(root, path)).resize(
-            (TEACHER_SIZE, TEACHER_SIZE), Image.Resampling.BILINEAR
+            (TEACHER_SIDE, TEACHER_SIDE), Image.Resampling.BILINEAR
         )
-        interpreter.set_tensor(image_input, np.asarray(pixels)[None])
-        interpreter.invoke()
-        features[row] = np.concatenate([interpreter.get_tensor(index)[0] for index in outputs], axis=-1)
+        features[row] = teacher.look(np.asarray(pixels))
         if row % 200 == 0:
             print(f"teacher: {row} of {len(paths)} photographs", flush=True)
     features.flush()
     partial.replace(store)
     return np.load(store, mmap_mode="r")
-
-
-def _teacher(model: Path) -> tuple:
-    if not model.is_file():
-        raise BadInputError(f"training data: the teacher {model} is missing")
-    try:
-        from ai_edge_litert.interpreter import Interpreter, OpResolverType
-    except ImportError:
-        raise BadInputError("training needs the teacher's runtime: pip install 'gr-multisc[train]'") from None
-    interpreter = Interpreter(
-        str(model),
-        experimental_op_resolver_type=OpResolverType.BUILTIN_WITHOUT_DEFAULT_DELEGATES,
-        experimental_preserve_all_tensors=True,
-        num_threads=1,
-    )
-    interpreter.allocate_tensors()
-    by_name = {tensor["name"]: tensor["index"] for tensor in interpreter.get_tensor_details()}
-    return interpreter, interpreter.get_input_details()[0]["index"], [by_name[BACKBONE], by_name[LOGITS]]
 
 
 def principal_features(features: NDArray[np.uint8], components: int = COMPONENTS) -> NDArray[np.float16]:

@@ -20,8 +20,6 @@ from multisc.training.photographs import Photograph, load_photographs
 from multisc.training.place import CPU, Place
 from multisc.training.subjects import (
     CLASS_COUNT,
-    GRID,
-    TEACHER_SIDE,
     annotated_groups,
     canvas_size,
     label_subjects,
@@ -29,6 +27,7 @@ from multisc.training.subjects import (
     soft_iou_loss,
     teacher_features,
 )
+from multisc.training.teacher import GRID, TEACHER_FILE, TEACHER_SIDE
 
 # The VOC classes, and "object" for every annotated category that VOC does not know.
 # fmt: off
@@ -46,7 +45,6 @@ VOC_NAMES = {
     "couch": "sofa",
     "tv": "tvmonitor",
 }
-TEACHER = "teacher/deeplabv3_mnv2_pascal_quant.tflite"
 LOADED_SIDE = 256
 SHAPES = ((128, 192), (144, 192), (160, 160), (192, 144), (192, 128))  # (height, width) that is trained on
 
@@ -213,7 +211,7 @@ def train(
     torch.manual_seed(setup.seed)
     config = FcnConfig(tuple(CLASSES))
     photographs = load_photographs(data)
-    raw = teacher_features(photographs, data / TEACHER, work / "teacher_features.npy")
+    raw = teacher_features(photographs, data / TEACHER_FILE, work / "teacher_features.npy")
     features = principal(raw)
     maps = label_subjects(photographs, features, work / "subjects.npy")
     classes = np.stack([draw_classes(p, row[..., -CLASS_COUNT:]) for p, row in zip(photographs, raw, strict=True)])

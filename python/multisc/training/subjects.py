@@ -16,9 +16,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from multisc.training.photographs import Photograph
+from multisc.training.teacher import GRID, TEACHER_SIDE, Teacher
 
-TEACHER_SIDE = 513
-GRID = 33  # cells of the teacher's features on a side
 FINE = 129  # of the subject maps
 COMPONENTS = 96
 PROBES = 5
@@ -34,45 +33,28 @@ TAPS = (
 CLASS_COUNT = 21  # channels of the last tap: the VOC classes
 
 
-class Teacher:
-    """DeepLab v3 (MobileNet v2, the 21 VOC classes).
-
-    Args:
-        model: the TFLite file.
-    """
-
-    def __init__(self, model: Path) -> None:
-        from ai_edge_litert.interpreter import Interpreter, OpResolverType
-
-        # The default delegate rejects this quantised graph, the plain kernels run it.
-        resolver = OpResolverType.BUILTIN_WITHOUT_DEFAULT_DELEGATES
-        self._net = Interpreter(
-            str(model), experimental_op_resolver_type=resolver, num_threads=1, experimental_preserve_all_tensors=True
-        )
-        self._net.allocate_tensors()
-        by_name = {tensor["name"]: tensor["index"] for tensor in self._net.get_tensor_details()}
-        self._taps = [by_name[name] for name in TAPS]
-
-    def features(self, picture: NDArray[np.uint8]) -> NDArray[np.uint8]:
-        """Look at a picture in the upper left of the teacher's canvas; uint8 (33, 33, channels), as quantised."""
-        height, width = picture.shape[:2]
-        canvas = np.full((1, TEACHER_SIDE, TEACHER_SIDE, 3), 128, np.uint8)
-        canvas[0, :height, :width] = picture
-        self._net.set_tensor(self._net.get_input_details()[0]["index"], canvas)
-        self._net.invoke()
-        return np.concatenate([self._net.get_tensor(index)[0] for index in self._taps], axis=-1)
+def on_canvas(picture: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Put a picture in the upper left of the teacher's canvas."""
+    height, width = picture.shape[:2]
+    canvas = np.full((TEACHER_SIDE, TEACHER_SIDE, 3), 128, np.uint8)
+    canvas[:height, :width] = picture
+    return canvas
 
 
 def teacher_features(photographs: list[Photograph], model: Path, store: Path) -> NDArray[np.uint8]:
-    """Return what the teacher sees in each photograph, uint8 memory map (N, 33, 33, channels), kept in ``store``."""
+    """Return what the teacher sees in each photograph, uint8 memory map (N, 33, 33, channels), kept in ``store``.
+
+    Raises:
+        BadInputError: when the teacher or its runtime is missing.
+    """
     if not store.is_file():
-        teacher = Teacher(model)
+        teacher = Teacher(model, TAPS)
         store.parent.mkdir(parents=True, exist_ok=True)
         partial = store.with_suffix(".partial.npy")
-        shape = (len(photographs), *teacher.features(photographs[0].load(TEACHER_SIDE)).shape)
+        shape = (len(photographs), *teacher.look(on_canvas(photographs[0].load(TEACHER_SIDE))).shape)
         features = np.lib.format.open_memmap(partial, mode="w+", dtype=np.uint8, shape=shape)
         for row, photograph in enumerate(photographs):
-            features[row] = teacher.features(photograph.load(TEACHER_SIDE))
+            features[row] = teacher.look(on_canvas(photograph.load(TEACHER_SIDE)))
         features.flush()
         partial.replace(store)
     return np.load(store, mmap_mode="r")
