@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from multisc.cli import arguments, radio
-from multisc.cli.reception import TROUBLE, Finisher, Reception, Source
+from multisc.cli.reception import Finisher, Reception, Source, found
 from multisc.errors import BadInputError, MultiscError
 from multisc.evaluation.console import Console, summary
 from multisc.evaluation.result import ChannelInfo, Scalar
@@ -377,9 +377,8 @@ def _receive(args: argparse.Namespace, console: Console, log: DriverLog) -> None
     seen = counters()
     report = {"radio": front.facts(), **seen, "dropped": receiver.dropped, "images": finisher.summary}
     _write(args.out / "reception.json", report)
-    found = f"{len(finisher.summary)} image{'s' * (len(finisher.summary) != 1)}, {seen['bursts']} bursts"
-    trouble = [f"{seen[k]} {k.replace('_', ' ')}" for k in TROUBLE if seen[k]]
-    print(f"{seen['samples']} samples: {', '.join([found, f'{log.overflows} overflows', *trouble])}")
+    what = found(len(finisher.summary), seen, f"{log.overflows} overflows")
+    print(f"{seen['samples']} samples: {what}")
 
 
 def _both(args: argparse.Namespace, console: Console, log: DriverLog) -> None:

@@ -84,6 +84,21 @@ class Reception:
         return image, max(payload, round(uses.total / uses.bursts * image.bursts_total)) if uses else payload
 
 
+def found(images: int, counters: dict[str, int], *more: str) -> str:
+    """Return what was found in one line: images, bursts, ``more``, and whatever went wrong.
+
+    Args:
+        images: finished.
+        counters: from ``Reception.counters``.
+        more: further parts.
+    """
+    counts = [
+        f"{count} {name}{'s' * (count != 1)}" for count, name in ((images, "image"), (counters["bursts"], "burst"))
+    ]
+    trouble = [f"{counters[k]} {k.replace('_', ' ')}" for k in TROUBLE if counters[k]]
+    return ", ".join([*counts, *more, *trouble])
+
+
 @dataclass(frozen=True)
 class Source:
     """Where samples come from.

@@ -23,7 +23,7 @@ from tqdm import tqdm
 
 from multisc.cli import radio
 from multisc.cli.arguments import finite_float, options, seed
-from multisc.cli.reception import TROUBLE, Finisher, Reception, Source
+from multisc.cli.reception import Finisher, Reception, Source, found
 from multisc.errors import BadInputError
 from multisc.files import make_folder, printable, write_atomically
 from multisc.link.backend import Backend
@@ -81,12 +81,8 @@ def run(args: argparse.Namespace) -> int:
         "images": finisher.summary,
     }
     _write_json(args.out / "recording.json", report)
-    found = ", ".join(
-        f"{count} {name}{'s' * (count != 1)}"
-        for count, name in ((len(finisher.summary), "image"), (counters["bursts"], "burst"))
-    )
-    trouble = [f"{counters[k]} {k.replace('_', ' ')}" for k in TROUBLE if counters[k]]
-    print(f"{printable(args.recording)}: {recording.count} samples: {', '.join([found, *trouble])}")
+    what = found(len(finisher.summary), counters)
+    print(f"{printable(args.recording)}: {recording.count} samples: {what}")
     return 0
 
 
