@@ -252,11 +252,12 @@ def _rate(parameter: str) -> float:
 
 def measure(jscc: Jscc, photographs: list[Photograph]) -> dict[str, float]:
     """Mean PSNR in dB on photographs over additive noise at 0, 10 and 20 dB, at CBR 1/24, 1/12 and 1/6."""
+    pictures = [photograph.load() for photograph in photographs]
     quality = {}
     for cbr in (1 / 24, 1 / 12, 1 / 6):
         for snr_db in (0.0, 10.0, 20.0):
             rng = np.random.default_rng(0)
-            found = [_psnr(jscc, photograph.load(), cbr, snr_db, rng) for photograph in photographs]
+            found = [_psnr(jscc, picture, cbr, snr_db, rng) for picture in pictures]
             quality[f"psnr_cbr_1/{round(1 / cbr)}_{snr_db:g}_db"] = round(float(np.mean(found)), 2)
     return quality
 
