@@ -184,6 +184,33 @@ def test_a_resumed_run_ends_where_a_whole_one_does(tmp_path: Path) -> None:
     assert abs(whole.slope.item() - 3) < 0.1
 
 
+def test_a_run_killed_before_its_log_is_written_loses_no_row_of_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    schedule = Schedule(steps=40, learning_rate=0.2, warm_up=5, weight_decay=0.0, save_every=10)
+    whole = Line()
+    log = fit("line", whole, whole.loss, schedule, tmp_path / "whole", seed=3)
+
+    class Killed(Exception):
+        pass
+
+    def write_but_at_20(path: Path, text: bytes) -> None:
+        if json.loads(text)[-1]["step"] == 20:
+            path.write_bytes(text[: len(text) // 2])
+            raise Killed
+        path.write_bytes(text)
+
+    killed, resumed = Line(), Line()
+    monkeypatch.setattr("multisc.training.loop.write_atomically", write_but_at_20)
+    with pytest.raises(Killed):
+        fit("line", killed, killed.loss, schedule, tmp_path / "parts", seed=3)
+    again = fit("line", resumed, resumed.loss, schedule, tmp_path / "parts", seed=3)
+    assert [(row.get("step"), row.get("loss")) for row in again] == [
+        (row.get("step"), row.get("loss")) for row in log
+    ]
+    assert [row.get("step") for row in json.loads((tmp_path / "parts/line.json").read_text())][1:] == [10, 20, 30, 40]
+
+
 def test_rate_slows_a_part(tmp_path: Path) -> None:
     line = Line()
     schedule = Schedule(steps=20, learning_rate=0.1, warm_up=1, save_every=20)

@@ -10,6 +10,7 @@ import numpy as np
 import sacrebleu
 from numpy.typing import NDArray
 
+from multisc.files import write_atomically
 from multisc.models.captioner import Captioner
 from multisc.training.data import CaptionData, load_pixels, quarters
 
@@ -34,9 +35,7 @@ def write_block_captions(captioner: Captioner, data: CaptionData, path: Path) ->
         ]
         texts = describe(captioner, pictures)
         said |= {name: texts[5 * i : 5 * i + 5] for i, name in enumerate(chunk)}
-    partial = path.with_suffix(".partial")
-    partial.write_text(json.dumps(said, indent=0))
-    partial.replace(path)
+    write_atomically(path, json.dumps(said, indent=0).encode())
 
 
 def describe(captioner: Captioner, pictures: Sequence[NDArray[np.uint8]]) -> list[str]:

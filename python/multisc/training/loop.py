@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from multisc.files import write_atomically
 from multisc.training.place import CPU, Place
 
 
@@ -71,8 +72,8 @@ def fit(
             ``requires_grad`` off.
         loss: from the step's number to its scalar loss, at the place.
         schedule: length and rates.
-        work: directory for the checkpoint and ``name.json``, the log; the checkpoint is our own file, never an input
-            from elsewhere.
+        work: directory for the checkpoint and ``name.json``, the log, to be read while it grows; the checkpoint is
+            our own file, never an input from elsewhere.
         evaluate: measured at every ``save_every`` steps and after the last one, into the log.
         seed: of torch's generator.
         rate: from a parameter's name to the factor on its learning rate.
@@ -102,7 +103,7 @@ def fit(
         saved = torch.load(checkpoint, map_location="cpu", weights_only=True)
         model.load_state_dict(saved["model"])
         optimiser.load_state_dict(saved["optimiser"])
-        first, log = saved["step"], log + json.loads(log_file.read_text())[1:]
+        first, log = saved["step"], log + saved["log"]
     model.train()
     measured = [row[best] for row in log[1:]] if best else []
     running, since, seconds = 0.0, 0, log[-1].get("seconds", 0.0)
@@ -134,9 +135,10 @@ def fit(
                 measured.append(row[best])
                 if int(np.argmin(measured)) == len(measured) - 1:
                     _save(model.state_dict(), best_file)
+            # The log that a resumed run goes on with is part of the checkpoint: a kill in between parts them never.
             state = {"model": model.state_dict(), "optimiser": optimiser.state_dict(), "step": step + 1}
-            _save(state, checkpoint)
-            log_file.write_text(json.dumps(log, indent=0))
+            _save(state | {"log": log[1:]}, checkpoint)
+            write_atomically(log_file, json.dumps(log, indent=0).encode())
     if best and best_file.exists():
         model.load_state_dict(torch.load(best_file, map_location="cpu", weights_only=True))
     model.eval()
