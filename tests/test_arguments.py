@@ -62,3 +62,22 @@ def test_a_seed_is_a_whole_number() -> None:
     for text in ("-1", "1.5", str(2**32), "²"):
         with pytest.raises(argparse.ArgumentTypeError):
             arguments.seed(text)
+
+
+@pytest.mark.parametrize("text", ["-5,0", "-5:10:5", "-.5,0", "-5", "0,5"])
+@pytest.mark.parametrize("between", [" ", "="])
+def test_a_list_that_begins_below_zero_is_a_value(text: str, between: str) -> None:
+    parser = arguments.Parser()
+    commands = parser.add_subparsers()
+    sweep = commands.add_parser("sweep")
+    sweep.add_argument("--snr", type=arguments.snr_values)
+    sweep.add_argument("--json", action="store_true")
+    parsed = parser.parse_args(["sweep", *f"--snr{between}{text}".split(), "--json"])
+    assert parsed.snr == arguments.snr_values(text)
+    assert parsed.json
+
+
+def test_a_list_without_an_option_is_no_value(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        arguments.Parser(prog="p").parse_args(["-5,0"])
+    assert capsys.readouterr().err == "p: unrecognized arguments: -5,0 (see --help)\n"

@@ -6,6 +6,8 @@ import argparse
 import itertools
 import json
 import math
+import re
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
@@ -15,10 +17,25 @@ from multisc.files import printable
 
 IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".ppm"}
 MAX_SNRS = 1000
+NEGATIVE_LIST = re.compile(r"-[\d.]+[,:]")
 
 
 class Parser(argparse.ArgumentParser):
-    """An argument parser whose errors are one line that names the input, without the usage before it."""
+    """An argument parser whose errors are one line that names the input, without the usage before it.
+
+    A list or range that begins below zero, such as ``-5,0`` or ``-5:10:5``, is a value as ``-5`` is, not an option.
+    """
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """Parse ``args``, by default those of the process."""
+        joined: list[str] = []
+        for word in sys.argv[1:] if args is None else args:
+            after_option = bool(joined) and joined[-1].startswith("--") and "=" not in joined[-1]
+            if after_option and NEGATIVE_LIST.match(word):
+                joined[-1] += f"={word}"
+            else:
+                joined.append(word)
+        return super().parse_known_args(joined, namespace)
 
     def error(self, message: str) -> NoReturn:
         """Print the line and exit with 2."""
