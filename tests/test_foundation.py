@@ -13,11 +13,9 @@ import hub_miniatures
 import numpy as np
 import pytest
 import torch
-from fake_hub import FakeHub, running_hub
-from fake_torchvision import published_fcn, stand_in
-from hub_blip import pin_blip
+from fake_hub import FakeHub
 from hub_llava_7b import CHAT_TEMPLATE, llava_7b
-from miniatures_blip import write_projection
+from hub_profiles import PROFILES, fetched_profiles
 from phy_support import arrive
 from safetensors import safe_open
 
@@ -27,34 +25,17 @@ from multisc.errors import ModelError
 from multisc.models import profile as profiles
 from multisc.models.captioner import PAPER_QUERY, Captioner
 from multisc.models.corrector import Corrector
-from multisc.models.profile import CATALOGUE, EMBEDDED_DIRECTORY, load_profile, trained_directory
+from multisc.models.profile import load_profile, trained_directory
 from multisc.streams import ReceivedImage
 from multisc.systems.multi_sc import split
 from multisc.systems.registry import get_system
 
-PROFILES = tuple(CATALOGUE)
 PICTURE = np.random.default_rng(0).integers(0, 256, (96, 128, 3), np.uint8)
 
 
 @pytest.fixture(scope="module")
 def fetched(tmp_path_factory: pytest.TempPathFactory) -> Iterator[FakeHub]:
-    """Both profiles fetched, with a projection for VLF-MSC; from then on there is no network."""
-    root = tmp_path_factory.mktemp("foundation")
-    published = hub_miniatures.foundation(root / "published")
-    with (
-        pytest.MonkeyPatch.context() as patch,
-        running_hub(published, root / "cache", patch) as hub,
-        published_fcn(root / "pytorch.org", patch),
-    ):
-        stand_in(patch)
-        pin_blip(published["Salesforce/blip-image-captioning-base"] / "pytorch_model.bin", patch)
-        patch.setattr(profiles, "_load", functools.cache(profiles._load.__wrapped__))
-        for name in PROFILES:
-            assert main(["models", "fetch", "--models", name]) == 0
-            write_projection(trained_directory(name) / "vlf-projection", load_profile(name).stable_diffusion)
-        (trained_directory("foundation-7b") / "deep-jscc").symlink_to(EMBEDDED_DIRECTORY / "deep-jscc")
-        hub.silent = True
-        patch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    with fetched_profiles(tmp_path_factory.mktemp("foundation")) as hub:
         yield hub
 
 

@@ -6,7 +6,6 @@ What the real one would add is its own rounding; what is shown here is that noth
 from __future__ import annotations
 
 import json
-import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -14,16 +13,15 @@ import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
-from PIL import Image
 from pretended_gpu import Remote, gpu, lowered  # noqa: F401
 from safetensors.torch import load_file
+from training_data import write_training_data
 from transformers import BartConfig
 
 from multisc.training import bart, blip, blip2, data, diffusion, fcn, jscc, llava, subjects, vae, vlf
 from multisc.training.loop import Schedule, fit
 from multisc.training.place import CPU, Place
 
-SENTENCES = [f"{who} {does} on the grass." for who in ("a dog", "a man", "two children") for does in ("runs", "sits")]
 STAGE = Schedule(steps=2, learning_rate=1e-3, warm_up=1, save_every=2)
 
 
@@ -61,38 +59,7 @@ def trainings(root: Path, made: Path) -> dict[str, Callable[[Path, Path, Place],
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Training data as large as it must be: twelve noisy squares, of which two are annotated."""
-    root, rng = tmp_path_factory.mktemp("data"), np.random.default_rng(0)
-
-    def photograph(folder: str, name: str) -> str:
-        (root / folder).mkdir(parents=True, exist_ok=True)
-        coarse = Image.fromarray(rng.integers(0, 256, (6, 8, 3), np.uint8))
-        coarse.resize((96, 80), Image.Resampling.BICUBIC).save(root / folder / name)
-        return name
-
-    def named(held_out: bool, of: int) -> str:
-        """The name of a photograph that is held out, or not; see ``Photograph.held_out``."""
-        names = (f"{number}.jpg" for number in range(100))
-        return next(name for name in names if (zlib.crc32(name.encode()) % of == 0) == held_out)
-
-    flickr = {photograph("flickr900/images", f"{number}.jpg"): SENTENCES[:5] for number in range(8)}
-    (root / "flickr900/captions.json").write_text(json.dumps(flickr))
-    photograph("objects1000/images", "object.jpeg")
-    (root / "objects1000/labels.json").write_text("{}")
-    for held_out in (False, True):
-        photograph("bsds300", named(held_out, 16))
-    names = [photograph("coco160/images", named(held_out, 3)) for held_out in (False, True)]
-    images = [{"id": k, "file_name": name, "width": 96, "height": 80} for k, name in enumerate(names)]
-    outline = {"iscrowd": 0, "category_id": 1, "segmentation": [[10, 10, 60, 10, 60, 60, 10, 60]]}
-    said = [{"image_id": k, "caption": SENTENCES[k]} for k in range(2)]
-    drawn = [{"image_id": k, **outline} for k in range(2)]
-    (root / "coco160/captions.json").write_text(json.dumps({"images": images, "annotations": said}))
-    categories = [{"id": 1, "name": "dog"}]
-    (root / "coco160/instances.json").write_text(
-        json.dumps({"images": images, "annotations": drawn, "categories": categories})
-    )
-    (root / "captions.txt").write_text("\n".join(SENTENCES * 5))
-    return root
+    return write_training_data(tmp_path_factory.mktemp("data"))
 
 
 @pytest.fixture(scope="module")

@@ -71,7 +71,7 @@ def test_tower_of_clip_goes_on_as_that_of_blip() -> None:
     ("arguments", "message"),
     [
         (["blip2"], "--out is missing"),
-        (["blip2", "--models", "foundation"], "--models is for vlf alone"),
+        (["blip2", "--models", "foundation"], "--models is for bart and vlf alone"),
         (["vlf", "--models", "foundation", "--out", "x"], "takes the place of --out"),
     ],
 )

@@ -6,6 +6,8 @@ examples:
   run_flowgraph.py --image photo.jpg --models models       use the result
   multisc train all --data ../shared/data --out models --device cuda
                                                            the same on a GPU
+  multisc train bart --models foundation --data ../shared/data --device cuda
+                                                           the published BART, on captions that the channel damaged
   multisc train vlf --models foundation --data ../shared/data --device cuda
                                                            the projection of vlf-msc, for published models
 
@@ -41,7 +43,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--models",
         choices=sorted(CATALOGUE),
-        help="only for vlf: train for the models of this profile, and write to where the profile looks for it",
+        help="only for bart, vlf: train for the models of this profile, and write to where the profile looks for it",
     )
     parser.add_argument(
         "--start", type=Path, metavar="DIR", help="only for bart: a finished checkpoint to go on from"
@@ -60,13 +62,13 @@ def run(args: argparse.Namespace) -> int:
 
     Raises:
         BadInputError: for a missing directory, a number of threads below 1, a device that is not there,
-            ``--models`` or ``--start`` with another model.
+            ``--models`` or ``--start`` with a stage that does not know it.
         ModelError: when the device's memory is short.
     """
     if args.start and args.model != "bart":
         raise BadInputError("--start is for bart alone")
-    if args.models and (args.model != "vlf" or args.out):
-        raise BadInputError("--models is for vlf alone, and takes the place of --out")
+    if args.models and (args.model not in ("bart", "vlf") or args.out):
+        raise BadInputError("--models is for bart and vlf alone, and takes the place of --out")
     if not args.models and not args.out:
         raise BadInputError("--out is missing: name the directory that the checkpoints go to")
     out = args.out or trained_directory(args.models)
@@ -81,8 +83,12 @@ def run(args: argparse.Namespace) -> int:
     place = find_place(args.device)
     torch.set_num_threads(args.threads)
     work = args.work or out / "work"
-    stages = STAGES | ({"vlf": functools.partial(_vlf, models=args.models)} if args.models else {})
-    stages |= {"bart": functools.partial(_bart, start=args.start)} if args.start else {}
+    stages = dict(STAGES)
+    if args.models:
+        stages["bart"] = functools.partial(_published_bart, models=args.models, start=args.start)
+        stages["vlf"] = functools.partial(_vlf, models=args.models)
+    elif args.start:
+        stages["bart"] = functools.partial(_bart, start=args.start)
     for name in STAGES if args.model == "all" else [args.model]:
         try:
             quality = stages[name](args.data, work, out, place)
@@ -103,6 +109,15 @@ def _bart(data: Path, work: Path, out: Path, place: Place, start: Path | None = 
     from multisc.training import bart
 
     return bart.train(data, work / "text", out / "llava", out / "bart", start=start, place=place)
+
+
+def _published_bart(data: Path, work: Path, out: Path, place: Place, models: str, start: Path | None) -> object:
+    from multisc.training import bart
+
+    # Not the profile's own, which is what an earlier training left.
+    published = str(start or CATALOGUE[models]["bart"].source)
+    llava = load_profile(models).llava
+    return bart.train_published(data, work / "text", llava, published, out / "bart", place=place)
 
 
 def _fcn(data: Path, work: Path, out: Path, place: Place) -> object:

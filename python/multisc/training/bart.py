@@ -1,10 +1,10 @@
-"""Training of the embedded BART (paper section III-C) on captions that our own text channel damaged."""
+"""Training of BART (paper section III-C) on captions that our own text channel damaged: a new or a published one."""
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -30,6 +30,7 @@ SAME_SNR = 4  # training captions go through the channel in groups of so many, w
 
 SCRATCH = Schedule(steps=6000, learning_rate=2e-3, warm_up=300, weight_decay=0.01, save_every=250, patience=4)
 REFINEMENT = Schedule(steps=750, learning_rate=8e-4, warm_up=50, weight_decay=0.01, save_every=250, patience=4)
+FINE_TUNING = Schedule(steps=3000, learning_rate=5e-5, warm_up=300, weight_decay=0.01, save_every=250, patience=4)
 
 
 @dataclass(frozen=True)
@@ -49,7 +50,7 @@ class Noise:
 
 @dataclass(frozen=True)
 class BartRecipe:
-    """Sizes, noise, length and rates of the embedded BART.
+    """Noise, length and rates of a BART.
 
     Args:
         clean_share: of the training captions that come through the channel untouched.
@@ -58,6 +59,7 @@ class BartRecipe:
         channel_weight: of the channel's log-likelihood in that search.
         schedule: length and rates from scratch.
         refinement: the same when training goes on from a finished checkpoint.
+        fine_tuning: the same for a published one.
     """
 
     seed: int = 1
@@ -72,6 +74,7 @@ class BartRecipe:
     channel_weight: float = 0.5
     schedule: Schedule = SCRATCH
     refinement: Schedule = REFINEMENT
+    fine_tuning: Schedule = FINE_TUNING
 
 
 def make_model(
@@ -269,16 +272,14 @@ def train(
     start: Path | None = None,
     place: Place = CPU,
 ) -> list[dict]:
-    """Train against the text channel of a trained LLaVA, save the checkpoint and its logs.
-
-    Of the held-out sentences one half decides when to stop and the margin, the other tells how good the model is.
+    """Train against the text channel of a trained LLaVA, whose tokens become BART's; save checkpoint and logs.
 
     Args:
         data: the data directory.
         work: folder of the resumable checkpoint.
         llava: checkpoint of the captioner whose tokens travel.
         output: folder the model is written to.
-        recipe: sizes, noise, length and rates.
+        recipe: noise, length and rates.
         start: a finished checkpoint to go on from; None for an untrained model.
         place: to train on.
 
@@ -288,9 +289,7 @@ def train(
     Raises:
         BadInputError: when the checkpoint to start from has another vocabulary than the captioner.
     """
-    captions = load_caption_data(data)
     captioner = Captioner.load(llava)
-    channels = {noise.mode: NoisyCaptions(captioner, noise.mode) for noise in recipe.noise}
     tokenizer = tokenizer_like(captioner.processor.tokenizer)
     if start is None:
         model, schedule = make_model(tokenizer, captioner.table, recipe), recipe.schedule
@@ -299,19 +298,74 @@ def train(
         if trained.tokenizer.get_vocab() != tokenizer.get_vocab():
             raise BadInputError(f"--start {start}: its vocabulary is not that of the captioner {llava}")
         model, schedule = trained.model, recipe.refinement
+    origin = {"refined": start is not None}
+    return _train(Corrector(model, tokenizer), captioner, data, work, output, recipe, schedule, place, origin)
+
+
+def train_published(
+    data: Path,
+    work: Path,
+    llava: str,
+    start: str,
+    output: Path,
+    recipe: BartRecipe = BartRecipe(),
+    place: Place = CPU,
+) -> list[dict]:
+    """Go on from a published BART against the text channel of a published LLaVA; save checkpoint and logs.
+
+    BART keeps its own tokens, so that it reads texts alone where they are not LLaVA's.
+
+    Args:
+        data: the data directory.
+        work: folder of the resumable checkpoint.
+        llava: the captioner whose tokens travel, a directory or a name on the hub.
+        start: the BART, likewise.
+        output: folder the model is written to.
+        recipe: noise, length and rates.
+        place: to train on; the captioner is there too, in the number format that it is used in.
+
+    Returns:
+        What ``measure`` found on the held-out sentences.
+    """
+    captioner = Captioner.load(llava, place.device)
+    published = Corrector.load(start)  # on the CPU, in single precision, for the optimiser's sake
+    origin = {"models": {"llava": Path(llava).name, "start": Path(start).name}}
+    return _train(published, captioner, data, work, output, recipe, recipe.fine_tuning, place, origin)
+
+
+def _train(
+    beginning: Corrector,
+    captioner: Captioner,
+    data: Path,
+    work: Path,
+    output: Path,
+    recipe: BartRecipe,
+    schedule: Schedule,
+    place: Place,
+    origin: Mapping[str, object],
+) -> list[dict]:
+    """Train, save and measure; of the held-out sentences one half decides when to stop and the margin.
+
+    ``origin`` goes into the record; see ``train`` for the others.
+    """
+    captions = load_caption_data(data)
+    model, tokenizer = beginning.model, beginning.tokenizer
+    channels = {noise.mode: NoisyCaptions(captioner, noise.mode) for noise in recipe.noise}
     model.set_attn_implementation(place.attention)
     calibration = captions.held_out_sentences[1::2]
     sentences = captions.training_sentences
     log = train_bart(model, tokenizer, channels, sentences, calibration, recipe, schedule, work, place)
-    # Of all answers the likeliest, whatever its length: the length is known from what was received.
-    model.generation_config.update(num_beams=recipe.beams, length_penalty=0.0)
+    # Of all answers the likeliest, whatever its length, which is known from what was received, and whatever it
+    # repeats, which published settings forbid.
+    search = {"num_beams": recipe.beams, "length_penalty": 0.0, "no_repeat_ngram_size": 0, "early_stopping": False}
+    model.generation_config.update(**search)
     model.config.channel_weight = recipe.channel_weight
     model.config.correction_margin = choose_margin(Corrector(model, tokenizer), calibration)
     model.cpu().half().save_pretrained(output)
     tokenizer.save_pretrained(output)
     corrector = Corrector.load(output, place.device)
     quality = measure(corrector, NoisyCaptions(captioner), captioner, captions.held_out_sentences[::2], recipe.seed)
-    record = {"recipe": asdict(recipe), "refined": start is not None, "held_out": quality, "log": log}
+    record = {"recipe": asdict(recipe), **origin, "held_out": quality, "log": log}
     (output / "training.json").write_text(json.dumps(record, indent=0) + "\n")
     return quality
 
