@@ -18,6 +18,7 @@ from multisc.models.prompts import CORNERS, prompts_of  # noqa: E402
 from multisc.training import diffusion, fcn, subjects, vae  # noqa: E402
 from multisc.training.average import Averaged  # noqa: E402
 from multisc.training.photographs import Photograph, Polygon, load_photographs  # noqa: E402
+from multisc.training.teacher import GRID  # noqa: E402
 
 DATA = Path(__file__).parents[2] / "shared" / "data"
 
@@ -208,6 +209,32 @@ def test_a_missing_folder_is_named(tmp_path):
 def test_a_missing_teacher_is_named(tmp_path, photograph):
     with pytest.raises(BadInputError, match=r"the teacher .*voc\.tflite is missing"):
         subjects.teacher_features([photograph], tmp_path / "voc.tflite", tmp_path / "seen.npy")
+
+
+def test_what_was_kept_of_other_photographs_is_made_again(tmp_path, photograph, monkeypatch):
+    class Seeing:
+        def __init__(self, *_):
+            seen.append(0)
+
+        def look(self, canvas):
+            seen[-1] += 1
+            return np.full((GRID, GRID, 3), canvas[0, 0, 0], np.uint8)
+
+    seen = []
+    monkeypatch.setattr(subjects, "Teacher", Seeing)
+    store = tmp_path / "work" / "seen.npy"
+    one = np.array(subjects.teacher_features([photograph], tmp_path / "voc.tflite", store))
+    np.testing.assert_array_equal(subjects.teacher_features([photograph], tmp_path / "voc.tflite", store), one)
+    assert len(seen) == 1
+    two = subjects.teacher_features([photograph] * 2, tmp_path / "voc.tflite", store)
+    assert two.shape == (2, GRID, GRID, 3)
+    assert len(seen) == 2
+
+    monkeypatch.setattr(subjects, "fit_probe", lambda *_: subjects.Probe().eval())
+    features = np.zeros((2, subjects.COMPONENTS, GRID, GRID), np.float16)
+    maps = subjects.label_subjects([photograph], features[:1], tmp_path / "maps.npy")
+    np.testing.assert_array_equal(subjects.label_subjects([photograph], features[:1], tmp_path / "maps.npy"), maps)
+    assert len(subjects.label_subjects([photograph] * 2, features, tmp_path / "maps.npy")) == 2
 
 
 @pytest.mark.skipif(not DATA.is_dir(), reason="the training photographs are not beside this checkout")

@@ -47,17 +47,27 @@ def teacher_features(photographs: list[Photograph], model: Path, store: Path) ->
     Raises:
         BadInputError: when the teacher or its runtime is missing.
     """
-    if not store.is_file():
-        teacher = Teacher(model, TAPS)
-        store.parent.mkdir(parents=True, exist_ok=True)
-        partial = store.with_suffix(".partial.npy")
-        shape = (len(photographs), *teacher.look(on_canvas(photographs[0].load(TEACHER_SIDE))).shape)
-        features = np.lib.format.open_memmap(partial, mode="w+", dtype=np.uint8, shape=shape)
-        for row, photograph in enumerate(photographs):
-            features[row] = teacher.look(on_canvas(photograph.load(TEACHER_SIDE)))
-        features.flush()
-        partial.replace(store)
+    kept = _kept(store, len(photographs))
+    if kept is not None:
+        return kept
+    teacher = Teacher(model, TAPS)
+    store.parent.mkdir(parents=True, exist_ok=True)
+    partial = store.with_suffix(".partial.npy")
+    shape = (len(photographs), *teacher.look(on_canvas(photographs[0].load(TEACHER_SIDE))).shape)
+    features = np.lib.format.open_memmap(partial, mode="w+", dtype=np.uint8, shape=shape)
+    for row, photograph in enumerate(photographs):
+        features[row] = teacher.look(on_canvas(photograph.load(TEACHER_SIDE)))
+    features.flush()
+    partial.replace(store)
     return np.load(store, mmap_mode="r")
+
+
+def _kept(store: Path, count: int) -> NDArray[np.uint8] | None:
+    """What an earlier run left of as many photographs, as a memory map; None when it left nothing, or of others."""
+    if not store.is_file():
+        return None
+    found = np.load(store, mmap_mode="r")
+    return found if len(found) == count else None
 
 
 def principal(features: NDArray[np.uint8]) -> NDArray[np.float16]:
@@ -251,16 +261,20 @@ def label_subjects(photographs: list[Photograph], features: NDArray[np.float16],
     Returns:
         uint8 (N, 129, 129) on the teacher's canvas: 0 to 255 for 0 to 1.
     """
-    if not cache.is_file():
-        annotated = [bool(p.polygons) and not p.held_out for p in photographs]
-        rows = np.flatnonzero(annotated)
-        probes = [fit_probe(photographs, features, rows, seed) for seed in range(PROBES)]
-        maps = np.empty((len(photographs), FINE, FINE), np.uint8)
-        for row, photograph in enumerate(photographs):
-            size = canvas_size(photograph)
-            if annotated[row]:
-                maps[row] = (drawn(subject_group(photograph, size)) * 255).round().byte().numpy()
-            else:
-                maps[row] = subject_map(probes, features[row], size)
-        np.save(cache, maps)
-    return np.load(cache)
+    kept = _kept(cache, len(photographs))
+    if kept is not None:
+        return kept
+    annotated = [bool(p.polygons) and not p.held_out for p in photographs]
+    rows = np.flatnonzero(annotated)
+    probes = [fit_probe(photographs, features, rows, seed) for seed in range(PROBES)]
+    maps = np.empty((len(photographs), FINE, FINE), np.uint8)
+    for row, photograph in enumerate(photographs):
+        size = canvas_size(photograph)
+        if annotated[row]:
+            maps[row] = (drawn(subject_group(photograph, size)) * 255).round().byte().numpy()
+        else:
+            maps[row] = subject_map(probes, features[row], size)
+    partial = cache.with_suffix(".partial.npy")
+    np.save(partial, maps)
+    partial.replace(cache)
+    return maps
