@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,7 @@ from hypothesis import strategies as st
 from miniatures import write_bart
 from numpy.typing import NDArray
 
-from multisc.codecs.text import MAX_TOKENS, Reading
+from multisc.codecs.text import MAX_TOKENS, Reading, letters
 from multisc.models.captioner import Captioner
 from multisc.models.corrector import BATCH, Corrector
 from multisc.models.profile import load_profile
@@ -101,51 +102,79 @@ def corpus_bleu(answers: list[str], sent: list[str]) -> float:
 
 
 def test_the_channel_s_view_of_each_token_repairs_more_than_the_text_alone(
-    embedded: Corrector, channel: NoisyCaptions, tokens: NDArray[np.int64]
+    embedded: Corrector, channel: NoisyCaptions, captioner: Captioner, tokens: NDArray[np.int64]
 ) -> None:
     sent = CAPTIONS * 5
     readings = channel.read_all(sent, -1.5, np.random.default_rng(2))
     received = [reading.text for reading in readings]
-    text_alone, both = embedded.correct(received), embedded.correct_readings(readings, tokens)
+    text_alone, both = embedded.correct(received), embedded.correct_readings(readings, tokens, captioner.encode)
     before, between, after = (corpus_bleu(texts, sent) for texts in (received, text_alone, both))
     assert before < 0.7
     assert before + 0.05 < between < after - 0.02
-    assert both == embedded.correct_readings(readings, tokens)
+    assert both == embedded.correct_readings(readings, tokens, captioner.encode)
 
 
 def test_corrections_keep_the_number_of_tokens_that_arrived(
     embedded: Corrector, channel: NoisyCaptions, captioner: Captioner, tokens: NDArray[np.int64]
 ) -> None:
     readings = channel.read_all(CAPTIONS, -2.0, np.random.default_rng(3))
-    answers = embedded.correct_readings(readings, tokens)
+    answers = embedded.correct_readings(readings, tokens, captioner.encode)
     assert answers != [reading.text for reading in readings]
     # A sentence may be divided into fewer tokens than it was made of, never into more.
     assert all(len(captioner.encode(a)) <= len(r.ids) for a, r in zip(answers, readings, strict=True))
 
 
 def test_what_the_channel_is_certain_of_stays_however_unlikely(
-    embedded: Corrector, channel: NoisyCaptions, tokens: NDArray[np.int64]
+    embedded: Corrector, channel: NoisyCaptions, captioner: Captioner, tokens: NDArray[np.int64]
 ) -> None:
     odd = ["dog dog the the purple", "a man in a red shirt is standing on the street street"]
     readings = channel.read_all(odd, 12.0, np.random.default_rng(0))
     assert all(reading.certain for reading in readings)
-    assert embedded.correct_readings(readings, tokens) == odd
-    assert embedded.correct_readings(readings, None) == odd
+    assert embedded.correct_readings(readings, tokens, captioner.encode) == odd
+    assert embedded.correct_readings(readings, None, captioner.encode) == odd
 
 
-def test_without_a_common_vocabulary_the_text_alone_is_corrected(
+def test_without_a_common_vocabulary_the_channel_chooses_among_the_answers(
     embedded: Corrector, miniature: Corrector, channel: NoisyCaptions, captioner: Captioner
 ) -> None:
     assert miniature.tokens_of(captioner.processor.tokenizer, len(captioner.table)) is None
-    readings = channel.read_all(CAPTIONS, -1.0, np.random.default_rng(5))
-    uncertain = [reading for reading in readings if not reading.certain]
-    assert uncertain
-    answers = embedded.correct_readings(uncertain, None)
-    assert answers == embedded.correct([reading.text for reading in uncertain])
+    sent = CAPTIONS * 5
+    readings = channel.read_all(sent, -1.0, np.random.default_rng(5))
+    text_alone = embedded.correct([reading.text for reading in readings])
+    weighed = embedded.correct_readings(readings, None, captioner.encode)
+    assert corpus_bleu(weighed, sent) > corpus_bleu(text_alone, sent) + 0.02
+    assert weighed == embedded.correct_readings(readings, None, captioner.encode)
+
+
+def test_captions_of_more_letters_than_the_model_has_positions(embedded: Corrector, captioner: Captioner) -> None:
+    longest = embedded.model.config.max_position_embeddings
+    sent = [text for text in CAPTIONS if len(letters(text)) > 0.6 * longest]
+    sent = [f"{a[:-1].strip()} and {b}" for a, b in itertools.pairwise(sent)]
+    assert all(len(letters(text)) > longest for text in sent)
+    received = NoisyCaptions(captioner, "byte").read_all(sent * 4, 8.5, np.random.default_rng(1))
+    before = corpus_bleu([reading.text for reading in received], sent * 4)
+    after = corpus_bleu(embedded.correct_readings(received, None, letters), sent * 4)
+    assert before < 0.9
+    assert after > before + 0.03
+
+
+@pytest.mark.parametrize(("doubt", "word"), [(-0.5, "snow"), (-40.0, "shirt")])
+def test_of_two_likely_words_the_channel_chooses(
+    embedded: Corrector, captioner: Captioner, doubt: float, word: str
+) -> None:
+    received, other = (captioner.encode(f"a dog runs through the {seen}.") for seen in ("shirt", "snow"))
+    assert len(received) == len(other)
+    differs = np.array(received) != np.array(other)
+    first_may_be_another = np.where(np.arange(len(received)) == 0, -1.0, -40.0)
+    alternatives = np.stack([received, np.where(differs, other, captioner.encode("the")[0])], axis=1)
+    heard = np.stack([np.zeros(len(received)), np.where(differs, doubt, first_may_be_another)], axis=1)
+    reading = Reading("a dog runs through the shirt.", alternatives, heard.astype(np.float32))
+    assert not reading.certain
+    assert word in embedded.correct_readings([reading], None, captioner.encode)[0]
 
 
 def test_lost_and_overlong_captions_stay_as_they_are(
-    embedded: Corrector, channel: NoisyCaptions, tokens: NDArray[np.int64]
+    embedded: Corrector, channel: NoisyCaptions, captioner: Captioner, tokens: NDArray[np.int64]
 ) -> None:
     longest = embedded.model.config.max_position_embeddings - 2
     reading = channel.read_all(["a dog"], -1.0, np.random.default_rng(0))[0]
@@ -153,7 +182,7 @@ def test_lost_and_overlong_captions_stay_as_they_are(
         rows = np.arange(places) % len(reading.ids)
         long = Reading("a dog " * places, reading.ids[rows], reading.log_likelihoods[rows])
         assert not long.certain
-        assert embedded.correct_readings([long, Reading.lost()], tokens) == [long.text, ""]
+        assert embedded.correct_readings([long, Reading.lost()], tokens, captioner.encode) == [long.text, ""]
 
 
 def test_embedded_checkpoint_is_small() -> None:

@@ -17,6 +17,7 @@ from multisc.codecs.text import (
     TEXT_MODES,
     EmbeddingCodec,
     IndexCodec,
+    Reading,
     TextChannel,
     default_dimensions,
 )
@@ -321,3 +322,19 @@ def test_bytes_are_limited() -> None:
     channel = TextChannel(Alphabet(), "byte")
     with pytest.raises(BadInputError, match="at most 1024"):
         channel.coefficients([0] * (MAX_BYTES + 1))
+
+
+@given(st.data())
+def test_what_the_channel_heard_of_other_ids(data: st.DataObject) -> None:
+    places, ranks = data.draw(st.integers(0, 8)), data.draw(st.integers(1, 5))
+    rng = np.random.default_rng(data.draw(st.integers(0, 99)))
+    ids = np.array([rng.permutation(20)[:ranks] for _ in range(places)], np.int64).reshape(places, ranks)
+    heard = -np.cumsum(rng.random((places, ranks)), axis=1).astype(np.float32)
+    reading = Reading("", ids, heard)
+    chosen = [int(rng.integers(20)) for _ in range(places)]
+    expected = 0.0
+    for place, wanted in enumerate(chosen):
+        known = dict(zip(ids[place].tolist(), heard[place].tolist(), strict=True))
+        expected += known.get(wanted, heard[place, -1])
+    assert reading.log_likelihood(chosen) == pytest.approx(expected, abs=1e-4)
+    assert reading.log_likelihood([*chosen, 1]) is None

@@ -17,6 +17,7 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
 
+from multisc.codecs.text import letters
 from multisc.models.captioner import Captioner
 from multisc.models.corrector import Corrector
 from multisc.models.profile import load_profile
@@ -53,7 +54,8 @@ def measure(data: Path, count: int) -> list[dict]:
         for snr_db in SNR_DB:
             readings = channel.read_all(sent, float(snr_db), np.random.default_rng(1))
             received = [reading.text for reading in readings]
-            corrected = corrector.correct_readings(readings, None if mode == "byte" else tokens)
+            alphabet = (None, letters) if mode == "byte" else (tokens, captioner.encode)
+            corrected = corrector.correct_readings(readings, *alphabet)
             row = {
                 "mode": mode,
                 "modulation": modulation,

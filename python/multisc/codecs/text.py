@@ -65,6 +65,17 @@ class Reading:
         """Whether every id is the sent one with a probability above 0.999, all ids being equally frequent."""
         return bool(np.log(np.exp(self.log_likelihoods).sum(axis=1)).sum() < -math.log(_SURE))
 
+    def log_likelihood(self, ids: list[int]) -> float | None:
+        """Return log p(received | ids) - log p(received | likeliest ids); None where it was another number of ids.
+
+        An id that is not among a place's alternatives counts as the least likely of them.
+        """
+        if len(ids) != len(self.ids):
+            return None
+        found = self.ids == np.array(ids, np.int64).reshape(-1, 1)
+        chosen = np.where(found, self.log_likelihoods, -np.inf).max(axis=1, initial=-np.inf)
+        return float(np.where(found.any(axis=1), chosen, self.log_likelihoods[:, -1]).sum())
+
 
 class CodeBook:
     """Ids as rows of coefficients that both ends hold; a noisy row is received as the likeliest id.
@@ -273,7 +284,7 @@ class TextChannel:
         Raises:
             BadInputError: for a caption that is too long or has a token outside the table.
         """
-        return self.book.coefficients(list(self._words.decode(tokens).encode()) if self.mode == "byte" else tokens)
+        return self.book.coefficients(letters(self._words.decode(tokens)) if self.mode == "byte" else tokens)
 
     def read(self, coefficients: NDArray[np.floating]) -> Reading:
         """Return what received coefficients say, with up to 64 alternatives in each place.
@@ -303,6 +314,11 @@ def _embedding_book(words: Words, dimensions: int | None, bits: int) -> Embeddin
     for old in list(kept)[:-_KEPT]:
         kept.pop(old, None)
     return book
+
+
+def letters(text: str) -> list[int]:
+    """Return the ids of a text in mode ``byte``: its UTF-8, without what cannot be said in it."""
+    return list(text.encode(errors="ignore"))
 
 
 def printable(text: str) -> str:

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from transformers import BartForConditionalGeneration, BartTokenizer, PreTrainedTokenizerBase
 
 BATCH = 32
+WEIGHED = 12  # answers to a text that are held against what the channel heard
 _IMPOSSIBLE = -1e9
 
 
@@ -92,24 +93,25 @@ class Corrector:
                 tokens[index] = own.get(token, -1)
         return tokens if np.mean(tokens >= 0) > 0.9 else None
 
-    def correct_readings(self, readings: Sequence[Reading], tokens: NDArray[np.int64] | None) -> list[str]:
+    def correct_readings(
+        self, readings: Sequence[Reading], tokens: NDArray[np.int64] | None, spell: Callable[[str], list[int]]
+    ) -> list[str]:
         """Return each caption repaired; see the class. The same readings give the same answers.
 
         Args:
-            readings: what was received. One longer than the model's positions stays as it is.
+            readings: what was received. One of more tokens than the model has positions for stays as it is.
             tokens: from ``tokens_of``, for readings whose ids are that tokenizer's. None when they are not, or when
-                there is no such table: then ``correct`` repairs the texts that are not certain.
+                there is no such table.
+            spell: from a text to the ids that it is sent as.
         """
         texts = [reading.text for reading in readings]
+        doubtful = [i for i, reading in enumerate(readings) if not reading.certain]
+        if tokens is None:
+            todo = [i for i in doubtful if texts[i].strip()]
+            return self._replace(texts, todo, lambda chosen: self._weigh([readings[i] for i in chosen], spell))
         longest = self.model.config.max_position_embeddings - 2
-        todo = [i for i, reading in enumerate(readings) if not reading.certain and len(reading.ids) <= longest]
-
-        def correct(chosen: list[int]) -> list[str]:
-            if tokens is None:
-                return self.correct([texts[i] for i in chosen])
-            return self._correct_fused([readings[i] for i in chosen], tokens)
-
-        return self._replace(texts, todo, correct)
+        todo = [i for i in doubtful if len(readings[i].ids) <= longest]
+        return self._replace(texts, todo, lambda chosen: self._fuse([readings[i] for i in chosen], tokens))
 
     def gains(self, texts: list[str], answers: list[str]) -> list[float]:
         """Return log p(answer | text) - log p(text | text) of each pair, in nats.
@@ -144,24 +146,52 @@ class Corrector:
         return answers
 
     def _correct_texts(self, texts: list[str]) -> list[str]:
-        inputs = self._tokens(texts)
-        longest = self.model.config.max_position_embeddings
-        answers = self._generate(inputs, min(longest, inputs["input_ids"].shape[1] * 5 // 4 + 8))
+        answers = self._generate(texts)
         gains = self.gains(texts, answers)
         return [a if gain >= self.margin else t for a, t, gain in zip(answers, texts, gains, strict=True)]
 
-    def _correct_fused(self, readings: list[Reading], tokens: NDArray[np.int64]) -> list[str]:
-        inputs = self._tokens([reading.text for reading in readings])
-        channel = _ChannelEvidence(readings, tokens, self.channel_weight, self.model)
-        return self._generate(inputs, max(len(reading.ids) for reading in readings) + 3, channel)
+    def _weigh(self, readings: list[Reading], spell: Callable[[str], list[int]]) -> list[str]:
+        """Of the likeliest answers to a text, and the text, the one that model and channel find likeliest.
 
-    def _generate(self, inputs: Any, length: int, *evidence: _ChannelEvidence) -> list[str]:
+        An answer of another number of ids was not sent, but may be nearer to what was: where none that may have been
+        sent is better than the text, the likeliest of the others counts as in ``correct``.
+        """
+        texts = [reading.text for reading in readings]
+        answers = self._generate(texts, num_beams=WEIGHED, num_return_sequences=WEIGHED)
+        pairs = [
+            (row, answer)
+            for row, text in enumerate(texts)
+            for answer in dict.fromkeys(answers[row * WEIGHED : (row + 1) * WEIGHED])
+            if answer != text
+        ]
+        best: dict[int, tuple[float, str]] = {}
+        likeliest: dict[int, str] = {}
+        for start in range(0, len(pairs), BATCH):
+            batch = pairs[start : start + BATCH]
+            gains = self.gains([texts[row] for row, _ in batch], [answer for _, answer in batch])
+            for (row, answer), gain in zip(batch, gains, strict=True):
+                heard = readings[row].log_likelihood(spell(answer))
+                if heard is not None:
+                    score = gain + self.channel_weight * heard
+                    best[row] = max(best.get(row, (0.0, texts[row])), (score, answer))
+                elif gain >= self.margin:
+                    likeliest.setdefault(row, answer)
+        chosen = {row: answer for row, (score, answer) in best.items() if score > 0.0}
+        return [chosen.get(row) or likeliest.get(row, text) for row, text in enumerate(texts)]
+
+    def _fuse(self, readings: list[Reading], tokens: NDArray[np.int64]) -> list[str]:
+        """Search word by word for the answer that model and channel find likeliest."""
+        channel = _ChannelEvidence(readings, tokens, self.channel_weight, self.model)
+        longest = max(len(reading.ids) for reading in readings) + 3
+        return self._generate([reading.text for reading in readings], max_length=longest, logits_processor=[channel])
+
+    def _generate(self, texts: list[str], **how: Any) -> list[str]:
         import torch
 
+        inputs = self._tokens(texts)
+        longest = min(self.model.config.max_position_embeddings, inputs["input_ids"].shape[1] * 5 // 4 + 8)
         with torch.inference_mode():
-            output = self.model.generate(
-                **inputs, do_sample=False, max_length=length, logits_processor=list(evidence)
-            )
+            output = self.model.generate(**inputs, **{"do_sample": False, "max_length": longest} | how)
         return [printable(text) for text in self.tokenizer.batch_decode(output, skip_special_tokens=True)]
 
     def _tokens(self, texts: list[str]) -> Any:

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from multisc.codecs import pixels
-from multisc.codecs.text import TEXT_MODES, Reading, TextChannel
+from multisc.codecs.text import TEXT_MODES, Reading, TextChannel, letters
 from multisc.errors import BadInputError
 from multisc.images import MAX_PIXELS
 from multisc.models.captioner import Captioner
@@ -310,7 +310,7 @@ class MultiSc:
         ]
 
     def _correct(self, arrived: list[_Arrived]) -> list[list[str]]:
-        """Correct the captions of all pictures; those whose tokens BART knows take in what the channel says."""
+        """Correct the captions of all pictures, those in letters and those in tokens apart."""
         corrected: dict[tuple[int, int], str] = {}
         for in_bytes in (False, True):
             places = [
@@ -320,8 +320,8 @@ class MultiSc:
                 for place in range(len(one.readings))
             ]
             readings = [arrived[number].readings[place] for number, place in places]
-            tokens = None if in_bytes else self._tokens
-            corrected |= zip(places, self._corrector.correct_readings(readings, tokens), strict=True)
+            alphabet = (None, letters) if in_bytes else (self._tokens, self._captioner.encode)
+            corrected |= zip(places, self._corrector.correct_readings(readings, *alphabet), strict=True)
         return [
             [corrected[number, place] for place in range(len(one.readings))] for number, one in enumerate(arrived)
         ]

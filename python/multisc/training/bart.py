@@ -241,7 +241,7 @@ def measure(
         new = sorted(set(received) - set(known))
         known |= dict(zip(new, corrector.correct(new), strict=True))
         text_alone = [known[text] for text in received]
-        corrected = corrector.correct_readings(readings, tokens)
+        corrected = corrector.correct_readings(readings, tokens, captioner.encode)
         intact = np.array([r == s for r, s in zip(received, held_out, strict=True)])
         rows.append(
             {
