@@ -164,10 +164,11 @@ def test_of_two_likely_words_the_channel_chooses(
 ) -> None:
     received, other = (captioner.encode(f"a dog runs through the {seen}.") for seen in ("shirt", "snow"))
     assert len(received) == len(other)
+    the = np.full(len(received), captioner.encode("the")[0])
     differs = np.array(received) != np.array(other)
-    first_may_be_another = np.where(np.arange(len(received)) == 0, -1.0, -40.0)
-    alternatives = np.stack([received, np.where(differs, other, captioner.encode("the")[0])], axis=1)
-    heard = np.stack([np.zeros(len(received)), np.where(differs, doubt, first_may_be_another)], axis=1)
+    perhaps = np.where(differs, doubt, np.where(np.arange(len(received)) == 0, -1.0, -40.0))
+    alternatives = np.stack([received, np.where(differs, other, the), the + 1], axis=1)
+    heard = np.stack([np.zeros(len(received)), perhaps, np.full(len(received), -40.0)], axis=1)
     reading = Reading("a dog runs through the shirt.", alternatives, heard.astype(np.float32))
     assert not reading.certain
     assert word in embedded.correct_readings([reading], None, captioner.encode)[0]

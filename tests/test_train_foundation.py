@@ -91,7 +91,7 @@ def test_the_published_bart_learns_the_channel_and_the_profile_takes_it_up(
 
     asked = []
 
-    def correct(self: Corrector, readings: list[Reading], tokens: object) -> list[str]:
+    def correct(self: Corrector, readings: list[Reading], *_: object) -> list[str]:
         asked.append(self.model.name_or_path)
         return [reading.text for reading in readings]
 
