@@ -18,7 +18,7 @@ from multisc.models.profile import EMBEDDED_DIRECTORY  # noqa: E402
 from multisc.models.segmenter import Segmenter  # noqa: E402
 
 DATA = Path(__file__).parents[2] / "shared" / "data"
-SMALL = FcnConfig(("background", "cat", "dog"), (4, 4, 6, 6, 8), 64)
+SMALL = FcnConfig(("background", "cat", "dog"), (4, 4, 6, 6, 8), (1, 1, 2, 2), 64)
 
 
 @pytest.fixture
@@ -83,7 +83,15 @@ def test_tensors_that_do_not_fit(checkpoint, change):
 
 @pytest.mark.parametrize(
     "values",
-    [{"classes": ["background"]}, {"channels": [1, 2]}, {"long_side": 8}, {"long_side": "x"}, {"classes": 3}],
+    [
+        {"classes": ["background"]},
+        {"channels": [1, 2]},
+        {"blocks": [1, 2, 4]},
+        {"blocks": [1, 2, 4, -1]},
+        {"long_side": 8},
+        {"long_side": "x"},
+        {"classes": 3},
+    ],
 )
 def test_bad_configuration(checkpoint, values):
     config = json.loads((checkpoint / CONFIG_NAME).read_text())
@@ -113,10 +121,12 @@ def test_the_largest_region_is_the_subject():
     assert subject.label == "cat"
     assert subject.score > 0.8
     x, y, w, h = subject.box
-    assert abs(x - 60) <= 4
-    assert abs(y - 50) <= 4
-    assert abs(w - 60) <= 8
-    assert abs(h - 40) <= 8
+    margin = round(module.MARGIN * 180)
+    assert margin > 0
+    assert abs(x + margin - 60) <= 4
+    assert abs(y + margin - 50) <= 4
+    assert abs(w - 2 * margin - 60) <= 8
+    assert abs(h - 2 * margin - 40) <= 8
     assert subject.mask[70, 90]
     assert not subject.mask[10, 20]
 
@@ -184,10 +194,11 @@ def test_mask_and_box_are_never_empty(height, width, seed):
     assert x + w <= width
     assert y + h <= height
     rows, columns = np.nonzero(subject.mask)
-    assert y <= rows.min()
-    assert rows.max() < y + h
-    assert x <= columns.min()
-    assert columns.max() < x + w
+    margin = round(module.MARGIN * max(height, width))
+    assert y <= max(0, rows.min() - margin)
+    assert y + h >= min(height, rows.max() + 1 + margin)
+    assert x <= max(0, columns.min() - margin)
+    assert x + w >= min(width, columns.max() + 1 + margin)
     assert subject.label != "background"
     assert 0 <= subject.score <= 1
 

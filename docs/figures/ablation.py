@@ -143,6 +143,7 @@ def main() -> None:
         "cosine_by_image": {name: [round(float(v), 4) for v in values] for name, values in own.items()},
         "captions_sent": captions,
     }
+    args.out.mkdir(parents=True, exist_ok=True)
     (args.out / "ablation.json").write_text(json.dumps(document, indent=1) + "\n")
     some = list(range(0, len(sources), 3))
     pick = {name: [row[k] for k in some] for name, row in shown.items()}

@@ -54,8 +54,9 @@ def measure(data: Path, count: int) -> list[dict]:
         for snr_db in SNR_DB:
             readings = channel.read_all(sent, float(snr_db), np.random.default_rng(1))
             received = [reading.text for reading in readings]
-            alphabet = (None, letters) if mode == "byte" else (tokens, captioner.encode)
-            corrected = corrector.correct_readings(readings, *alphabet)
+            spell = letters if mode == "byte" else captioner.encode
+            corrected = corrector.correct_readings(readings, None if mode == "byte" else tokens, spell)
+            chosen = corrector.correct_readings(readings, None, spell)
             row = {
                 "mode": mode,
                 "modulation": modulation,
@@ -64,6 +65,7 @@ def measure(data: Path, count: int) -> list[dict]:
                 "snr_db": float(snr_db),
                 "bleu_received": round(bleu(received, sent), 4),
                 "bleu_corrected": round(bleu(corrected, sent), 4),
+                "bleu_corrected_without_common_tokens": round(bleu(chosen, sent), 4),
                 "captions_wrong": round(float(np.mean([a != b for a, b in zip(received, sent, strict=True)])), 4),
             }
             rows.append(row)

@@ -32,6 +32,7 @@ class FcnConfig:
     Args:
         classes: names of the classes; the first is the background.
         channels: width of the feature maps at strides 2, 4, 8, 16 and 32.
+        blocks: how many residual blocks refine those at strides 4, 8, 16 and 32.
         long_side: length in pixels of the longer side that pictures are brought to.
 
     Raises:
@@ -39,14 +40,17 @@ class FcnConfig:
     """
 
     classes: tuple[str, ...]
-    channels: tuple[int, ...] = (16, 32, 64, 112, 144)
-    long_side: int = 192
+    channels: tuple[int, ...] = (16, 40, 80, 160, 256)
+    blocks: tuple[int, ...] = (1, 2, 4, 2)
+    long_side: int = 256
 
     def __post_init__(self) -> None:
         if len(self.classes) < 2 or not all(isinstance(name, str) and name for name in self.classes):
             raise ModelError("FCN config: classes must be two or more names, the background first")
         if len(self.channels) != 5 or not all(isinstance(c, int) and 1 <= c <= 4096 for c in self.channels):
             raise ModelError("FCN config: channels must be five integers of 1 to 4096")
+        if len(self.blocks) != 4 or not all(isinstance(b, int) and 0 <= b <= 64 for b in self.blocks):
+            raise ModelError("FCN config: blocks must be four integers of 0 to 64")
         if not isinstance(self.long_side, int) or not STRIDE <= self.long_side <= 4096:
             raise ModelError(f"FCN config: long_side must be an integer of {STRIDE} to 4096")
 
@@ -92,19 +96,18 @@ class Fcn(nn.Module):
     def __init__(self, config: FcnConfig) -> None:
         super().__init__()
         self.config = config
-        c2, c4, c8, c16, c32 = config.channels
         count = len(config.classes)
-        self.stem = _down(3, c2)
+        self.stem = _down(3, config.channels[0])
         self.stages = nn.ModuleList(
-            [
-                nn.Sequential(_down(c2, c4), _Residual(c4)),
-                nn.Sequential(_down(c4, c8), _Residual(c8)),
-                nn.Sequential(_down(c8, c16), _Residual(c16), _Residual(c16, dilation=2)),
-                nn.Sequential(_down(c16, c32), _Residual(c32), _Residual(c32)),
-            ]
+            nn.Sequential(
+                _down(inputs, outputs), *(_Residual(outputs, dilation=1 + index % 2) for index in range(blocks))
+            )
+            for inputs, outputs, blocks in zip(config.channels, config.channels[1:], config.blocks, strict=False)
         )
         self.scores = nn.ModuleList([nn.Conv2d(width, count, 1) for width in config.channels[1:]])
-        self.scene = nn.Linear(c32, count)  # the whole picture's mean feature: which classes to expect at all
+        self.scene = nn.Linear(
+            config.channels[-1], count
+        )  # the whole picture's mean feature: which classes to expect at all
         self.place = nn.Conv2d(4, count, 1, bias=False)  # where in the picture: subjects are seldom at its border
         self.mean: Tensor
         self.deviation: Tensor
@@ -173,7 +176,9 @@ class Fcn(nn.Module):
                 raise ModelError(f"FCN checkpoint {directory}: {file.name} is missing")
         try:
             values = json.loads(config_file.read_text())
-            config = FcnConfig(tuple(values["classes"]), tuple(values["channels"]), values["long_side"])
+            config = FcnConfig(
+                tuple(values["classes"]), tuple(values["channels"]), tuple(values["blocks"]), values["long_side"]
+            )
         except (ValueError, KeyError, TypeError) as error:
             raise ModelError(f"FCN checkpoint {config_file}: not a valid FCN configuration ({error})") from error
         model = cls(config)

@@ -15,6 +15,9 @@ from multisc.models.fcn import Fcn
 from multisc.models.torchvision_fcn import TorchvisionFcn, is_converted
 
 MIN_SIDE = 32  # of the box, in pixels, where the picture has as many
+MARGIN = (
+    0.02  # around the mask, as a share of the longer side: a mask is as uncertain as a cell of the network's maps
+)
 DOUBT = 0.2  # see ``main_region``; set beforehand, as MIN_KEPT, not on the photographs that the card measures on
 MIN_KEPT = 0.3  # least mass of a fragment, as a share of the largest one's
 
@@ -25,7 +28,7 @@ class Subject:
 
     Args:
         mask: bool of shape (H, W), the picture's size; never empty.
-        box: (x, y, width, height) in pixels, inside the picture and around the mask; both sides at least 1.
+        box: (x, y, width, height) in pixels, inside the picture, around the mask with a margin; sides of at least 1.
         label: the class of most of the subject's pixels, never the background.
         score: mean foreground probability over the mask, 0 to 1.
         found: False when no place is more likely subject than background; the mask is then a guess.
@@ -122,15 +125,18 @@ def main_region(foreground: NDArray[np.float32]) -> tuple[NDArray[np.bool_], flo
 
 
 def _box(mask: NDArray[np.bool_]) -> tuple[int, int, int, int]:
-    """The bounding box of the mask, grown about its centre to ``MIN_SIDE`` where the picture allows."""
+    """The bounding box of the mask with ``MARGIN`` around, at least ``MIN_SIDE``, where the picture allows."""
     height, width = mask.shape
+    margin = round(MARGIN * max(height, width))
     rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
-    y, h = _grow(int(rows[0]), int(rows[-1]) + 1, height)
-    x, w = _grow(int(columns[0]), int(columns[-1]) + 1, width)
+    y, h = _grow(int(rows[0]) - margin, int(rows[-1]) + 1 + margin, height)
+    x, w = _grow(int(columns[0]) - margin, int(columns[-1]) + 1 + margin, width)
     return x, y, w, h
 
 
 def _grow(start: int, stop: int, limit: int) -> tuple[int, int]:
+    """What lies inside 0 to ``limit``, grown about its centre to ``MIN_SIDE``: start and size."""
+    start, stop = max(0, start), min(limit, stop)
     size = min(limit, max(stop - start, MIN_SIDE))
     start = min(max(0, (start + stop - size) // 2), limit - size)
     return start, size
