@@ -59,6 +59,7 @@ def sliders(run: Run) -> dict:
     graph.set_snr_db(-5.0)
     run.until(lambda: graph.statistics.state.outages > 0, "an outage")
     run.until(lambda: "outage" in graph.sink.window.status.text(), "the outage is shown")
+    run.until(lambda: not graph.panel.window.values[-1].text().endswith(", 0"), "the panel counts the outage")
     return seen | {"picture": graph.sink.window.canvas.has_picture(), "panel": graph.panel.window.values[-1].text()}
 
 
