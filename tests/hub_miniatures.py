@@ -6,6 +6,7 @@ tokenizer without tokenizer.json, is what loading must cope with.
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import torch
@@ -127,6 +128,9 @@ def bart(directory: Path) -> Path:
     bare = BartModel(config)
     bare.load_state_dict(whole.model.state_dict())
     bare.save_pretrained(directory)
+    search = {"num_beams": 4, "no_repeat_ngram_size": 3, "early_stopping": True}
+    file = directory / "config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | search))
     for name in ("tokenizer_config.json", "special_tokens_map.json", "generation_config.json"):
         (directory / name).unlink(missing_ok=True)
     write_slow_tokenizer(directory)

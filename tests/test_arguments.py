@@ -81,3 +81,9 @@ def test_a_list_without_an_option_is_no_value(capsys: pytest.CaptureFixture[str]
     with pytest.raises(SystemExit):
         arguments.Parser(prog="p").parse_args(["-5,0"])
     assert capsys.readouterr().err == "p: unrecognized arguments: -5,0 (see --help)\n"
+
+
+def test_after_a_bare_dash_dash_nothing_is_a_value_of_an_option() -> None:
+    parser = arguments.Parser()
+    parser.add_argument("files", nargs="*")
+    assert parser.parse_args(["--", "-5,0.png", "--x", "-5:3"]).files == ["-5,0.png", "--x", "-5:3"]

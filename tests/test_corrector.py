@@ -158,6 +158,18 @@ def test_captions_of_more_letters_than_the_model_has_positions(embedded: Correct
     assert after > before + 0.03
 
 
+def test_long_captions_in_letters_are_not_cut(embedded: Corrector, captioner: Captioner) -> None:
+    """The model answers in few words what it never saw so long; such answers do not count."""
+    sent = [" and ".join(text[:-1] for text in CAPTIONS[k : k + 4]) + "." for k in range(5)]
+    sent += [f"{sent[0]} {sent[1]}", "犬" * 30]  # more tokens than positions
+    assert all(len(text) > 120 for text in sent[:-1])
+    readings = NoisyCaptions(captioner, "byte").read_all(sent, 9.0, np.random.default_rng(1))
+    answers = embedded.correct_readings(readings, None, letters)
+    for reading, answer in zip(readings, answers, strict=True):
+        assert answer == reading.text or abs(len(letters(answer)) - len(reading.ids)) <= len(reading.ids) // 10
+    assert answers[-2:] == [reading.text for reading in readings[-2:]]
+
+
 @pytest.mark.parametrize(("doubt", "word"), [(-0.5, "snow"), (-40.0, "shirt")])
 def test_of_two_likely_words_the_channel_chooses(
     embedded: Corrector, captioner: Captioner, doubt: float, word: str

@@ -214,7 +214,7 @@ def test_text_over_the_table_of_a_llama(llava: Captioner, mode: str) -> None:
 
 
 def test_its_tokens_are_not_the_corrector_s(llava: Captioner, tmp_path: Path) -> None:
-    """Pieces with the space in front are no byte-level ones: BART corrects the texts, not the tokens."""
+    """Pieces with the space in front are no byte-level ones: BART answers the texts, not the tokens."""
     corrector = Corrector.load(hub_miniatures.bart(tmp_path))
     assert corrector.tokens_of(llava.processor.tokenizer, len(llava.table)) is None
 

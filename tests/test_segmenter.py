@@ -88,6 +88,7 @@ def test_tensors_that_do_not_fit(checkpoint, change):
         {"channels": [1, 2]},
         {"blocks": [1, 2, 4]},
         {"blocks": [1, 2, 4, -1]},
+        {"channels": [4096] * 5, "blocks": [64] * 4},
         {"long_side": 8},
         {"long_side": "x"},
         {"classes": 3},

@@ -67,6 +67,7 @@ def test_the_published_bart_learns_the_channel_and_the_profile_takes_it_up(
     published = CATALOGUE[name]["bart"].source
     assert load_profile(name).bart == published
     before = Corrector.load(published)
+    assert before.model.generation_config.no_repeat_ngram_size == 3
     assert main(["train", "bart", "--models", name, "--data", str(root)]) == 0
     made = trained_directory(name) / "bart"
     assert load_profile(name).bart == str(made)

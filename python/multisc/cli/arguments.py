@@ -29,9 +29,11 @@ class Parser(argparse.ArgumentParser):
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
         """Parse ``args``, by default those of the process."""
         joined: list[str] = []
+        options = True  # until a bare "--"
         for word in sys.argv[1:] if args is None else args:
+            options = options and word != "--"
             after_option = bool(joined) and joined[-1].startswith("--") and "=" not in joined[-1]
-            if after_option and NEGATIVE_LIST.match(word):
+            if options and after_option and NEGATIVE_LIST.match(word):
                 joined[-1] += f"={word}"
             else:
                 joined.append(word)

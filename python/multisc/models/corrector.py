@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 BATCH = 32
 WEIGHED = 12  # answers to a text that are held against what the channel heard
+PORTION = 1024  # tokens whose likelihoods are computed at a time: 200 MB for the words of the published BART
 _IMPOSSIBLE = -1e9
 
 
@@ -99,18 +100,19 @@ class Corrector:
         """Return each caption repaired; see the class. The same readings give the same answers.
 
         Args:
-            readings: what was received. One of more tokens than the model has positions for stays as it is.
+            readings: what was received. One whose ids, or whose text in this model's tokens, are more than the
+                model has positions for stays as it is.
             tokens: from ``tokens_of``, for readings whose ids are that tokenizer's. None when they are not, or when
                 there is no such table.
             spell: from a text to the ids that it is sent as.
         """
         texts = [reading.text for reading in readings]
         doubtful = [i for i, reading in enumerate(readings) if not reading.certain]
+        longest = self.model.config.max_position_embeddings
         if tokens is None:
-            todo = [i for i in doubtful if texts[i].strip()]
+            todo = [i for i in doubtful if texts[i].strip() and len(self.tokenizer(texts[i])["input_ids"]) <= longest]
             return self._replace(texts, todo, lambda chosen: self._weigh([readings[i] for i in chosen], spell))
-        longest = self.model.config.max_position_embeddings - 2
-        todo = [i for i in doubtful if len(readings[i].ids) <= longest]
+        todo = [i for i in doubtful if len(readings[i].ids) <= longest - 2]
         return self._replace(texts, todo, lambda chosen: self._fuse([readings[i] for i in chosen], tokens))
 
     def gains(self, texts: list[str], answers: list[str]) -> list[float]:
@@ -120,6 +122,12 @@ class Corrector:
             texts: as received, not empty.
             answers: as many.
         """
+        longest = max((self._tokens([text])["input_ids"].shape[1] for text in {*texts, *answers}), default=1)
+        size = max(1, PORTION // longest)
+        starts = range(0, len(texts), size)
+        return [gain for i in starts for gain in self._gains(texts[i : i + size], answers[i : i + size])]
+
+    def _gains(self, texts: list[str], answers: list[str]) -> list[float]:
         import torch
 
         inputs = self._tokens(texts)
@@ -130,8 +138,8 @@ class Corrector:
                 labels = self._tokens(targets)
                 logits = self.model(
                     attention_mask=inputs["attention_mask"], encoder_outputs=encoded, labels=labels["input_ids"]
-                ).logits
-                chosen = logits.float().log_softmax(-1).gather(2, labels["input_ids"][:, :, None])[:, :, 0]
+                ).logits.float()
+                chosen = logits.gather(2, labels["input_ids"][:, :, None])[:, :, 0] - logits.logsumexp(-1)
                 scores.append((chosen * labels["attention_mask"]).sum(dim=1))
         return (scores[0] - scores[1]).tolist()
 
@@ -154,7 +162,8 @@ class Corrector:
         """Of the likeliest answers to a text, and the text, the one that model and channel find likeliest.
 
         An answer of another number of ids was not sent, but may be nearer to what was: where none that may have been
-        sent is better than the text, the likeliest of the others counts as in ``correct``.
+        sent is better than the text, the likeliest of those that differ in length by a tenth at most counts as in
+        ``correct``.
         """
         texts = [reading.text for reading in readings]
         answers = self._generate(texts, num_beams=WEIGHED, num_return_sequences=WEIGHED)
@@ -164,20 +173,22 @@ class Corrector:
             for answer in dict.fromkeys(answers[row * WEIGHED : (row + 1) * WEIGHED])
             if answer != text
         ]
-        best: dict[int, tuple[float, str]] = {}
-        likeliest: dict[int, str] = {}
-        for start in range(0, len(pairs), BATCH):
-            batch = pairs[start : start + BATCH]
-            gains = self.gains([texts[row] for row, _ in batch], [answer for _, answer in batch])
-            for (row, answer), gain in zip(batch, gains, strict=True):
-                heard = readings[row].log_likelihood(spell(answer))
-                if heard is not None:
-                    score = gain + self.channel_weight * heard
-                    best[row] = max(best.get(row, (0.0, texts[row])), (score, answer))
-                elif gain >= self.margin:
-                    likeliest.setdefault(row, answer)
-        chosen = {row: answer for row, (score, answer) in best.items() if score > 0.0}
-        return [chosen.get(row) or likeliest.get(row, text) for row, text in enumerate(texts)]
+        gains = self.gains([texts[row] for row, _ in pairs], [answer for _, answer in pairs])
+        # Not 0 where a tokenizer divides the text in another way than it was sent.
+        heard_texts = [
+            reading.log_likelihood(spell(text)) or 0.0 for reading, text in zip(readings, texts, strict=True)
+        ]
+        sent = [(0.0, text) for text in texts]
+        near = [(self.margin, text) for text in texts]
+        for (row, answer), gain in zip(pairs, gains, strict=True):
+            reading, ids = readings[row], spell(answer)
+            heard = reading.log_likelihood(ids)
+            if heard is not None:
+                score = gain + self.channel_weight * (heard - heard_texts[row])
+                sent[row] = max(sent[row], (score, answer))
+            elif abs(len(ids) - len(reading.ids)) <= len(reading.ids) // 10:
+                near[row] = max(near[row], (gain, answer))
+        return [best if score > 0.0 else other for (score, best), (_, other) in zip(sent, near, strict=True)]
 
     def _fuse(self, readings: list[Reading], tokens: NDArray[np.int64]) -> list[str]:
         """Search word by word for the answer that model and channel find likeliest."""

@@ -21,6 +21,7 @@ from multisc.errors import ModelError
 CONFIG_NAME = "config.json"
 WEIGHTS_NAME = "model.safetensors"
 STRIDE = 32  # of the coarsest feature map
+MAX_WEIGHTS = 100_000_000  # in the residual blocks: what memory a configuration may ask for
 _MEAN = (0.47, 0.45, 0.41)
 _DEVIATION = (0.27, 0.26, 0.28)
 
@@ -32,7 +33,8 @@ class FcnConfig:
     Args:
         classes: names of the classes; the first is the background.
         channels: width of the feature maps at strides 2, 4, 8, 16 and 32.
-        blocks: how many residual blocks refine those at strides 4, 8, 16 and 32.
+        blocks: how many residual blocks refine those at strides 4, 8, 16 and 32; the kernels of every second one are
+            spread twice as wide.
         long_side: length in pixels of the longer side that pictures are brought to.
 
     Raises:
@@ -51,6 +53,11 @@ class FcnConfig:
             raise ModelError("FCN config: channels must be five integers of 1 to 4096")
         if len(self.blocks) != 4 or not all(isinstance(b, int) and 0 <= b <= 64 for b in self.blocks):
             raise ModelError("FCN config: blocks must be four integers of 0 to 64")
+        if (
+            sum(18 * width**2 * count for width, count in zip(self.channels[1:], self.blocks, strict=True))
+            > MAX_WEIGHTS
+        ):
+            raise ModelError(f"FCN config: channels and blocks must make at most {MAX_WEIGHTS} weights")
         if not isinstance(self.long_side, int) or not STRIDE <= self.long_side <= 4096:
             raise ModelError(f"FCN config: long_side must be an integer of {STRIDE} to 4096")
 
@@ -90,7 +97,7 @@ class Fcn(nn.Module):
     """The network: pictures to per-pixel log-probabilities of the classes.
 
     Args:
-        config: classes and widths.
+        config: classes, widths and blocks.
     """
 
     def __init__(self, config: FcnConfig) -> None:
@@ -105,9 +112,8 @@ class Fcn(nn.Module):
             for inputs, outputs, blocks in zip(config.channels, config.channels[1:], config.blocks, strict=False)
         )
         self.scores = nn.ModuleList([nn.Conv2d(width, count, 1) for width in config.channels[1:]])
-        self.scene = nn.Linear(
-            config.channels[-1], count
-        )  # the whole picture's mean feature: which classes to expect at all
+        # From the whole picture's mean feature: which classes to expect at all.
+        self.scene = nn.Linear(config.channels[-1], count)
         self.place = nn.Conv2d(4, count, 1, bias=False)  # where in the picture: subjects are seldom at its border
         self.mean: Tensor
         self.deviation: Tensor

@@ -15,9 +15,7 @@ from multisc.models.fcn import Fcn
 from multisc.models.torchvision_fcn import TorchvisionFcn, is_converted
 
 MIN_SIDE = 32  # of the box, in pixels, where the picture has as many
-MARGIN = (
-    0.02  # around the mask, as a share of the longer side: a mask is as uncertain as a cell of the network's maps
-)
+MARGIN = 0.02  # of the box around the mask, as a share of the longer side: about a cell of the network's finest map
 DOUBT = 0.2  # see ``main_region``; set beforehand, as MIN_KEPT, not on the photographs that the card measures on
 MIN_KEPT = 0.3  # least mass of a fragment, as a share of the largest one's
 

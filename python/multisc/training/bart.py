@@ -24,7 +24,8 @@ from multisc.training.loop import Schedule, fit
 from multisc.training.place import CPU, Place
 from multisc.training.tokenizers import bart_tokenizer
 
-POSITIONS = 64
+POSITIONS = 64  # of a new model
+LONGEST = 256  # tokens of a sentence in training, where a published model has more positions
 MEASURED_SNR_DB = (-2.0, -1.0, 0.0, 1.0, 2.0, 4.0, 10.0)
 SAME_SNR = 4  # training captions go through the channel in groups of so many, which saves half the time
 
@@ -158,7 +159,8 @@ def train_bart(
         return received
 
     def cross_entropy(received: Sequence[str], sent: Sequence[str]) -> Tensor:
-        limit = {"padding": True, "truncation": True, "max_length": POSITIONS, "return_tensors": "pt"}
+        longest = min(model.config.max_position_embeddings, LONGEST)
+        limit = {"padding": True, "truncation": True, "max_length": longest, "return_tensors": "pt"}
         inputs = tokenizer(list(received), **limit).to(place.device)
         labels = tokenizer(list(sent), **limit)["input_ids"].to(place.device)
         labels[labels == tokenizer.pad_token_id] = -100
@@ -313,7 +315,8 @@ def train_published(
 ) -> list[dict]:
     """Go on from a published BART against the text channel of a published LLaVA; save checkpoint and logs.
 
-    BART keeps its own tokens, so that it reads texts alone where they are not LLaVA's.
+    BART keeps its own tokens: where they are not LLaVA's, it answers the received text, and the channel chooses among
+    its answers.
 
     Args:
         data: the data directory.

@@ -125,7 +125,7 @@ def fit(
             if evaluate is not None:
                 model.eval()
                 with torch.inference_mode():
-                    row |= {key: round(number, 4) for key, number in evaluate().items()}
+                    row |= {key: round(float(number), 4) for key, number in evaluate().items()}
                 model.train()
             row["seconds"] = round(seconds + time.monotonic() - start, 1)
             log.append(row)
@@ -135,10 +135,11 @@ def fit(
                 measured.append(row[best])
                 if int(np.argmin(measured)) == len(measured) - 1:
                     _save(model.state_dict(), best_file)
-            # The log that a resumed run goes on with is part of the checkpoint: a kill in between parts them never.
+            # The log that a resumed run goes on with is part of the checkpoint, so that a kill never parts them.
             state = {"model": model.state_dict(), "optimiser": optimiser.state_dict(), "step": step + 1}
             _save(state | {"log": log[1:]}, checkpoint)
             write_atomically(log_file, json.dumps(log, indent=0).encode())
+    write_atomically(log_file, json.dumps(log, indent=0).encode())
     if best and best_file.exists():
         model.load_state_dict(torch.load(best_file, map_location="cpu", weights_only=True))
     model.eval()
