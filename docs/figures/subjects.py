@@ -23,11 +23,10 @@ from torch.nn import functional
 from multisc.models.fcn import Fcn
 from multisc.models.profile import load_profile
 from multisc.models.segmenter import Segmenter, main_region
-from multisc.training.fcn import CLASS_COUNT
+from multisc.training.fcn import CLASS_COUNT, overlap
 from multisc.training.photographs import Photograph, load_photographs
 from multisc.training.subjects import (
     PROBES,
-    annotated_groups,
     canvas_size,
     fit_probe,
     label_subjects,
@@ -49,7 +48,7 @@ def on_photograph(canvas: NDArray, size: tuple[int, int]) -> NDArray[np.float32]
     return large[:, : size[0], : size[1]].numpy()
 
 
-def overlap(a: NDArray[np.bool_], b: NDArray[np.bool_]) -> float:
+def iou(a: NDArray[np.bool_], b: NDArray[np.bool_]) -> float:
     """Intersection over union."""
     return float((a & b).sum() / max(1, (a | b).sum()))
 
@@ -65,14 +64,8 @@ def scores(
     photographs: list[Photograph], rows: NDArray[np.intp], find: Callable[[int], NDArray[np.bool_]]
 ) -> dict[str, float]:
     """Mean IoU over annotated photographs: with the largest category, and with the one that fits best."""
-    largest, best = [], []
-    for row in rows:
-        groups = annotated_groups(photographs[row], canvas_size(photographs[row]))
-        found = find(row)
-        by_name = {name: overlap(found, mask) for name, mask in groups.items()}
-        largest.append(by_name[max(groups, key=lambda name: int(groups[name].sum()))])
-        best.append(max(by_name.values()))
-    return {"largest": round(float(np.mean(largest)), 3), "best_fitting": round(float(np.mean(best)), 3)}
+    found = overlap([photographs[row] for row in rows], [find(row) for row in rows])
+    return {"largest": round(found["subject_iou"], 3), "best_fitting": round(found["best_group_iou"], 3)}
 
 
 def main() -> None:
@@ -117,7 +110,7 @@ def main() -> None:
     agreement = {}
     for side in SIDES:
         network.config = replace(config, long_side=side)
-        agreement[side] = round(float(np.mean([overlap(of_fcn(row), of_labels(row)) for row in others])), 3)
+        agreement[side] = round(float(np.mean([iou(of_fcn(row), of_labels(row)) for row in others])), 3)
     network.config = config
     held = []
     for row in others:

@@ -55,8 +55,8 @@ def measure(data: Path, count: int) -> list[dict]:
             readings = channel.read_all(sent, float(snr_db), np.random.default_rng(1))
             received = [reading.text for reading in readings]
             spell = letters if mode == "byte" else captioner.encode
-            corrected = corrector.correct_readings(readings, None if mode == "byte" else tokens, spell)
             chosen = corrector.correct_readings(readings, None, spell)
+            corrected = chosen if mode == "byte" else corrector.correct_readings(readings, tokens, spell)
             row = {
                 "mode": mode,
                 "modulation": modulation,

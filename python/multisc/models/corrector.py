@@ -28,7 +28,8 @@ class Corrector:
     Of a text alone, its answer counts only when it is likelier than the text itself by a margin, both in the model's
     own view: a rare word that the model would not have chosen is no reason to change a sound sentence. Of a reading,
     which says how likely the channel finds each alternative, it looks for the answer that model and channel together
-    find likeliest, and leaves alone what the channel is certain of.
+    find likeliest, and leaves alone what the channel is certain of: word by word where the model has the reading's
+    tokens, else among its likeliest answers to the text.
 
     Args:
         model: in evaluation mode. Its configuration may name the margin as ``correction_margin``, a log-likelihood
@@ -122,26 +123,27 @@ class Corrector:
             texts: as received, not empty.
             answers: as many.
         """
-        longest = max((self._tokens([text])["input_ids"].shape[1] for text in {*texts, *answers}), default=1)
-        size = max(1, PORTION // longest)
-        starts = range(0, len(texts), size)
-        return [gain for i in starts for gain in self._gains(texts[i : i + size], answers[i : i + size])]
+        own = list(dict.fromkeys(texts))
+        scores = self._log_likelihoods([*texts, *own], [*answers, *own])
+        of_text = dict(zip(own, scores[len(texts) :], strict=True))
+        return [score - of_text[text] for score, text in zip(scores, texts, strict=False)]
 
-    def _gains(self, texts: list[str], answers: list[str]) -> list[float]:
+    def _log_likelihoods(self, texts: list[str], answers: list[str]) -> list[float]:
+        """Return log p(answer | text) of each pair, in nats."""
         import torch
 
-        inputs = self._tokens(texts)
-        with torch.inference_mode():
-            encoded = self.model.get_encoder()(**inputs)
-            scores = []
-            for targets in (answers, texts):
-                labels = self._tokens(targets)
-                logits = self.model(
-                    attention_mask=inputs["attention_mask"], encoder_outputs=encoded, labels=labels["input_ids"]
-                ).logits.float()
-                chosen = logits.gather(2, labels["input_ids"][:, :, None])[:, :, 0] - logits.logsumexp(-1)
-                scores.append((chosen * labels["attention_mask"]).sum(dim=1))
-        return (scores[0] - scores[1]).tolist()
+        if not texts:
+            return []
+        size = max(1, PORTION // self._tokens([*texts, *answers])["input_ids"].shape[1])
+        scores: list[float] = []
+        for start in range(0, len(texts), size):
+            labels = self._tokens(answers[start : start + size])
+            with torch.inference_mode():
+                inputs = self._tokens(texts[start : start + size])
+                logits = self.model(**inputs, labels=labels["input_ids"]).logits.float()
+            chosen = logits.gather(2, labels["input_ids"][:, :, None])[:, :, 0] - logits.logsumexp(-1)
+            scores += (chosen * labels["attention_mask"]).sum(dim=1).tolist()
+        return scores
 
     def _replace(self, texts: Sequence[str], todo: list[int], correct: Callable[[list[int]], list[str]]) -> list[str]:
         """Correct the texts of some indices; neighbours in length share a batch, so that padding costs little."""

@@ -53,10 +53,8 @@ class FcnConfig:
             raise ModelError("FCN config: channels must be five integers of 1 to 4096")
         if len(self.blocks) != 4 or not all(isinstance(b, int) and 0 <= b <= 64 for b in self.blocks):
             raise ModelError("FCN config: blocks must be four integers of 0 to 64")
-        if (
-            sum(18 * width**2 * count for width, count in zip(self.channels[1:], self.blocks, strict=True))
-            > MAX_WEIGHTS
-        ):
+        weights = sum(18 * width**2 * count for width, count in zip(self.channels[1:], self.blocks, strict=True))
+        if weights > MAX_WEIGHTS:
             raise ModelError(f"FCN config: channels and blocks must make at most {MAX_WEIGHTS} weights")
         if not isinstance(self.long_side, int) or not STRIDE <= self.long_side <= 4096:
             raise ModelError(f"FCN config: long_side must be an integer of {STRIDE} to 4096")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -258,25 +259,27 @@ class Pupil(nn.Module):
 
 
 def measure(segmenter: Segmenter, photographs: list[Photograph]) -> dict[str, float]:
-    """Mean IoU on annotated, held-out photographs.
+    """Mean IoU on annotated, held-out photographs, which ``overlap`` explains, and how many ``pictures`` they are."""
+    chosen = [photograph for photograph in photographs if photograph.held_out and photograph.polygons]
+    found = overlap(chosen, [segmenter.segment(photograph.load(480)).mask for photograph in chosen])
+    return {"pictures": len(chosen), **{name: round(value, 4) for name, value in found.items()}}
+
+
+def overlap(photographs: Sequence[Photograph], masks: Sequence[NDArray[np.bool_]]) -> dict[str, float]:
+    """Mean IoU of masks with what is outlined on photographs.
+
+    Args:
+        photographs: annotated.
+        masks: of the subject in each, of any size (H, W).
 
     Returns:
         ``subject_iou``: the subject's mask against the annotated objects that it belongs to, which are: the largest
         one, joined with the others of its category. ``best_group_iou``: against the such group that fits best.
-        ``pictures``: how many were measured.
     """
     largest, best = [], []
-    for photograph in photographs:
-        if not photograph.held_out or not photograph.polygons:
-            continue
-        picture = photograph.load(480)
-        mask = segmenter.segment(picture).mask
-        groups = annotated_groups(photograph, (picture.shape[0], picture.shape[1]))
+    for photograph, mask in zip(photographs, masks, strict=True):
+        groups = annotated_groups(photograph, (mask.shape[0], mask.shape[1]))
         scores = {name: (mask & g).sum() / max(1, (mask | g).sum()) for name, g in groups.items()}
         largest.append(scores[max(groups, key=lambda name: groups[name].sum())])
         best.append(max(scores.values()))
-    return {
-        "pictures": len(largest),
-        "subject_iou": round(float(np.mean(largest)), 4),
-        "best_group_iou": round(float(np.mean(best)), 4),
-    }
+    return {"subject_iou": float(np.mean(largest)), "best_group_iou": float(np.mean(best))}
