@@ -14,11 +14,11 @@ def main() -> int:
         print(f"run_flowgraph.py: {sys.executable} has no GNU Radio: {REMEDY}", file=sys.stderr)
         return 1
     try:
-        from gnuradio.multisc import run
+        from gnuradio.multisc.apps import flowgraph
     except ImportError as error:
         print(f"run_flowgraph.py: {error}: {REMEDY}", file=sys.stderr)
         return 1
-    return run.main()
+    return flowgraph.main()
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ import pmt
 import pytest
 from gnuradio import blocks, gr, multisc
 from gnuradio.multisc import pdu
-from gnuradio.multisc.message_block import MessageBlock
+from gnuradio.multisc.blocks.message_block import MessageBlock
 
 from multisc.channel import Awgn, Chain, make_channel
 from multisc.errors import BadInputError

@@ -7,9 +7,10 @@ import time
 
 import numpy as np
 import pytest
-from gnuradio.multisc import loopback, outcome
-from gnuradio.multisc.burst import LEAD
-from gnuradio.multisc.channel import _Energy
+from gnuradio.multisc import loopback
+from gnuradio.multisc.apps import outcome
+from gnuradio.multisc.blocks.burst import LEAD
+from gnuradio.multisc.blocks.channel import _Energy
 
 from multisc.channel import make_channel
 from multisc.codecs.quantise import Quantiser

@@ -8,9 +8,9 @@ import threading
 import numpy as np
 import pytest
 from gnuradio.multisc import link_statistics, pdu
-from gnuradio.multisc.image_view import MAX_CAPTION, view_of
-from gnuradio.multisc.message_block import Faults
-from gnuradio.multisc.request_block import RequestBlock
+from gnuradio.multisc.blocks.message_block import Faults
+from gnuradio.multisc.blocks.request_block import RequestBlock
+from gnuradio.multisc.qt.image_view import MAX_CAPTION, view_of
 
 from multisc.errors import BadInputError
 from multisc.streams import Reconstruction

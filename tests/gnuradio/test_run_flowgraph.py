@@ -51,7 +51,7 @@ def photo(tmp_path_factory) -> Path:
 # GNU Radio.
 @pytest.fixture(scope="module")
 def inference(tmp_path_factory):
-    from multisc.link.process import OwnInferenceProcess
+    from multisc.inference.process import OwnInferenceProcess
 
     process = OwnInferenceProcess("embedded")
     with pytest.MonkeyPatch.context() as patch:
@@ -248,8 +248,8 @@ def test_nothing_is_left_behind_after_a_signal(photo: Path, tmp_path: Path, numb
 @pytest.mark.parametrize(
     ("imported", "forbidden"),
     [
-        ("gnuradio.multisc.run", "torch"),
-        ("multisc.link.server, multisc.link.worker, multisc.systems.multi_sc", "gnuradio"),
+        ("gnuradio.multisc.apps.flowgraph", "torch"),
+        ("multisc.inference.server, multisc.inference.worker, multisc.systems.multi_sc", "gnuradio"),
     ],
 )
 def test_the_two_processes_do_not_share_their_weight(imported: str, forbidden: str) -> None:

@@ -18,16 +18,16 @@ from typing import Self
 import numpy as np
 import pytest
 from gnuradio import blocks, gr
-from gnuradio.multisc import run
-from gnuradio.multisc.air_graph import image_receiver, on_air
-from gnuradio.multisc.burst import LEAD, WARM_UP_SYMBOLS, burst_transmitter
-from gnuradio.multisc.driver_log import DriverLog
-from gnuradio.multisc.message_block import Faults
-from gnuradio.multisc.radio import FrontEnd, FrontEndSettings, check_plan
+from gnuradio.multisc.apps import flowgraph
+from gnuradio.multisc.blocks.burst import LEAD, WARM_UP_SYMBOLS, burst_transmitter
+from gnuradio.multisc.blocks.message_block import Faults
+from gnuradio.multisc.runtime.air_graph import image_receiver, on_air
+from gnuradio.multisc.runtime.driver_log import DriverLog
+from gnuradio.multisc.runtime.front_end import FrontEnd, FrontEndSettings, check_plan
 
 from multisc.errors import BadInputError, ModelError
 from multisc.images import load_image, save_png
-from multisc.link.backend import Backend
+from multisc.inference.backend import Backend
 from multisc.phy.burst import BurstTransmitter
 from multisc.phy.config import PhyConfig
 from multisc.phy.receiver import BurstReceiver
@@ -65,7 +65,7 @@ def photo(photograph: np.ndarray, tmp_path: Path) -> Path:
 
 def txrx(out: Path, photo: Path, device: str, *arguments: str) -> dict:
     """Both ends in this process; the result."""
-    code = run.main(
+    code = flowgraph.main(
         [*COMMON, *GAINS, "--txrx", "--image", str(photo), "--args", device, "--out", str(out), *arguments]
     )
     assert code == 0
@@ -116,7 +116,7 @@ def test_nothing_heard_is_an_outage_and_ends(photo: Path, tmp_path: Path) -> Non
 def test_noise_and_leakage_are_no_images(tmp_path: Path) -> None:
     device = "driver=multisc_loopback,throttle=0,leak=0.2"
     arguments = ["--rx", "--streams-only", "--args", device, *GAINS[2:], "--duration", "10", "--out", str(tmp_path)]
-    assert run.main([*COMMON, *arguments]) == 0
+    assert flowgraph.main([*COMMON, *arguments]) == 0
     reception = json.loads((tmp_path / "reception.json").read_text())
     assert reception["samples"] >= 20_000_000
     assert reception["images"] == []
@@ -161,7 +161,7 @@ def test_one_process_sends_and_another_receives_in_real_time(
     ) as receiver:  # fmt: skip
         receiver.await_line("receiving at 433.92 MHz")
         # The same device, a second time.
-        code = run.main(
+        code = flowgraph.main(
             [*COMMON, "--rx", "--args", f"{FOR_15_DB},serial=b,{air}", "--count", "1", "--out", str(tmp_path)]
         )
         assert code == 1
@@ -212,7 +212,7 @@ def test_what_goes_wrong_is_one_line(
     radio: str, arguments: list[str], code: int, words: list[str], tmp_path: Path, capfd: pytest.CaptureFixture
 ) -> None:
     full = [*COMMON, "--rx", "--streams-only", "--duration", "30", "--args", radio, "--out", str(tmp_path)]
-    assert run.main([*full, *arguments]) == code
+    assert flowgraph.main([*full, *arguments]) == code
     out, err = capfd.readouterr()
     lines = [line for line in err.splitlines() if "receiving at" not in line]
     assert out == ""
@@ -229,7 +229,7 @@ def test_options_that_need_a_radio_say_so(tmp_path: Path, capfd: pytest.CaptureF
         (["--sdr", "soapy", "--rx"], "--freq"),
         (["--sdr", "soapy", "--txrx", "--freq", "1e8", "--args", "driver=hackrf"], "--rx-args"),
     ):
-        assert run.main([*arguments, "--out", str(tmp_path)]) == 2
+        assert flowgraph.main([*arguments, "--out", str(tmp_path)]) == 2
         assert word in capfd.readouterr().err
 
 
@@ -276,10 +276,10 @@ def test_reception_runs_while_the_models_are_loaded(
     monkeypatch.setattr(on_air, "start", started)
     monkeypatch.setattr(Backend, "prepare", load)
     device = ["--args", "driver=multisc_loopback,throttle=0", "--duration", "3", "--out", str(tmp_path)]
-    assert run.main([*COMMON, "--rx", *device]) == 0
+    assert flowgraph.main([*COMMON, "--rx", *device]) == 0
     running.clear()
     capfd.readouterr()
-    assert run.main([*COMMON, "--rx", *device, "--duration", "1e6", "--system", "deep-jscc"]) == 1
+    assert flowgraph.main([*COMMON, "--rx", *device, "--duration", "1e6", "--system", "deep-jscc"]) == 1
     assert capfd.readouterr().err.splitlines()[1:] == ["run_flowgraph.py: a model is missing"]
 
 
@@ -424,7 +424,7 @@ def test_what_is_received_does_not_depend_on_how_the_scheduler_chops_the_samples
 
 
 def test_images_that_nobody_takes_are_dropped_and_counted(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("gnuradio.multisc.air_graph.MAX_SYMBOLS_WAITING", 5000)
+    monkeypatch.setattr("gnuradio.multisc.runtime.air_graph.MAX_SYMBOLS_WAITING", 5000)
     config = PhyConfig()
     receiver = image_receiver(config, Faults())
     rng = np.random.default_rng(3)

@@ -11,7 +11,7 @@ import pytest
 import zmq
 
 from multisc.cli import main
-from multisc.link.client import InferenceClient
+from multisc.inference.client import InferenceClient
 from tests.support.inference import DEADLINE_S, IMAGE, children_of, eventually, is_running
 
 pytestmark = pytest.mark.usefixtures("handlers_can_be_imported")

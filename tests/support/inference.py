@@ -11,8 +11,8 @@ from pathlib import Path
 import numpy as np
 import zmq
 
-from multisc.link import wire
-from multisc.link.server import Server, ServerConfig
+from multisc.inference import wire
+from multisc.inference.server import Server, ServerConfig
 
 DEADLINE_S = 20.0
 IMAGE = np.random.default_rng(1).integers(0, 256, (24, 32, 3), np.uint8)

@@ -19,11 +19,11 @@ import zmq
 from numpy.typing import NDArray
 
 from multisc.errors import LinkError
-from multisc.link import wire
-from multisc.link.client import InferenceClient
-from multisc.link.handler import Report
-from multisc.link.pool import child_environment
-from multisc.link.process import OwnInferenceProcess
+from multisc.inference import wire
+from multisc.inference.client import InferenceClient
+from multisc.inference.handler import Report
+from multisc.inference.pool import child_environment
+from multisc.inference.process import OwnInferenceProcess
 from multisc.streams import Encoded, ReceivedImage, Reconstruction, Stream
 
 SIZES = ((16, 16), (512, 768), (2048, 3072))

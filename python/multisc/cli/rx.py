@@ -23,12 +23,12 @@ from tqdm import tqdm
 
 from multisc.cli import radio
 from multisc.cli.arguments import finite_float, options, seed
-from multisc.cli.reception import Finisher, Reception, Source, found
 from multisc.errors import BadInputError
 from multisc.files import make_folder, printable, write_atomically
-from multisc.link.backend import Backend
+from multisc.inference.backend import Backend
 from multisc.phy.preamble import preamble_of
 from multisc.recording import FORMATS, open_recording
+from multisc.transmission.reception import Finisher, Reception, Source, found
 
 
 def configure(parser: argparse.ArgumentParser) -> None:

@@ -17,13 +17,13 @@ from pathlib import Path
 from typing import Any
 
 from multisc.errors import BadInputError, MultiscError
-from multisc.link.address import DEFAULT_ADDRESS
-from multisc.link.client import InferenceClient
-from multisc.link.handler import SYSTEMS
-from multisc.link.keys import add_client, load_server_keys, make_keys
-from multisc.link.process import Parent
-from multisc.link.server import Server, ServerConfig, log_to_stderr
-from multisc.link.wire import MESSAGE_LIMIT, one_line
+from multisc.inference.address import DEFAULT_ADDRESS
+from multisc.inference.client import InferenceClient
+from multisc.inference.handler import SYSTEMS_HANDLER
+from multisc.inference.keys import add_client, load_server_keys, make_keys
+from multisc.inference.process import Parent
+from multisc.inference.server import Server, ServerConfig, log_to_stderr
+from multisc.inference.wire import MESSAGE_LIMIT, one_line
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -67,7 +67,10 @@ def configure(parser: argparse.ArgumentParser) -> None:
         help="directory made by --make-keys; with --status, the client.key file in it",
     )
     parser.add_argument(
-        "--handler", metavar="MODULE:FACTORY", default=SYSTEMS, help="serve systems of your own (docs/link.md)"
+        "--handler",
+        metavar="MODULE:FACTORY",
+        default=SYSTEMS_HANDLER,
+        help="serve systems of your own (docs/link.md)",
     )
     parser.add_argument(
         "--parent-fd", type=int, metavar="FD", help="a socket to the parent: report there, end with it"

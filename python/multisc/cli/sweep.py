@@ -23,7 +23,7 @@ from multisc.errors import BadInputError
 from multisc.evaluation.sweep import SweepConfig, Variant, measure
 from multisc.evaluation.sweep_report import SHOWN, write_report
 from multisc.files import make_folder, printable
-from multisc.link.backend import Backend
+from multisc.inference.backend import Backend
 from multisc.models.profile import fingerprint
 from multisc.systems.registry import SYSTEMS, get_entry
 

@@ -28,7 +28,7 @@ from multisc.errors import BadInputError, ModelError
 from multisc.models.profile import CATALOGUE, load_profile, trained_directory
 
 if TYPE_CHECKING:
-    from multisc.training.place import Place
+    from multisc.training.device import Device
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -78,9 +78,9 @@ def run(args: argparse.Namespace) -> int:
         raise BadInputError(f"--threads {args.threads}: must be at least 1")
     import torch
 
-    from multisc.training.place import find_place
+    from multisc.training.device import find_device
 
-    place = find_place(args.device)
+    place = find_device(args.device)
     torch.set_num_threads(args.threads)
     work = args.work or out / "work"
     stages = dict(STAGES)
@@ -99,19 +99,19 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _llava(data: Path, work: Path, out: Path, place: Place) -> object:
+def _llava(data: Path, work: Path, out: Path, place: Device) -> object:
     from multisc.training import llava
 
     return llava.train(data, work / "text", out / "llava", place=place)
 
 
-def _bart(data: Path, work: Path, out: Path, place: Place, start: Path | None = None) -> object:
+def _bart(data: Path, work: Path, out: Path, place: Device, start: Path | None = None) -> object:
     from multisc.training import bart
 
     return bart.train(data, work / "text", out / "llava", out / "bart", start=start, place=place)
 
 
-def _published_bart(data: Path, work: Path, out: Path, place: Place, models: str, start: Path | None) -> object:
+def _published_bart(data: Path, work: Path, out: Path, place: Device, models: str, start: Path | None) -> object:
     from multisc.training import bart
 
     # Not the profile's own, which is what an earlier training left.
@@ -120,13 +120,13 @@ def _published_bart(data: Path, work: Path, out: Path, place: Place, models: str
     return bart.train_published(data, work / "text", llava, published, out / "bart", place=place)
 
 
-def _fcn(data: Path, work: Path, out: Path, place: Place) -> object:
+def _fcn(data: Path, work: Path, out: Path, place: Device) -> object:
     from multisc.training import fcn
 
     return fcn.train(data, work / "image", out / "fcn", place=place)
 
 
-def _diffusion(data: Path, work: Path, out: Path, place: Place) -> object:
+def _diffusion(data: Path, work: Path, out: Path, place: Device) -> object:
     from multisc.training import diffusion, vae
 
     autoencoder = work / "image" / "vae"
@@ -144,19 +144,19 @@ def _diffusion(data: Path, work: Path, out: Path, place: Place) -> object:
     )
 
 
-def _blip2(data: Path, work: Path, out: Path, place: Place) -> object:
+def _blip2(data: Path, work: Path, out: Path, place: Device) -> object:
     from multisc.training import blip2
 
     return blip2.train(data, work / "text", out / "llava", out / "blip2", place=place)
 
 
-def _blip(data: Path, work: Path, out: Path, place: Place) -> object:
+def _blip(data: Path, work: Path, out: Path, place: Device) -> object:
     from multisc.training import blip
 
     return blip.train(data, work / "text", out / "blip2", out / "blip", place=place)
 
 
-def _vlf(data: Path, work: Path, out: Path, place: Place, models: str | None = None) -> object:
+def _vlf(data: Path, work: Path, out: Path, place: Device, models: str | None = None) -> object:
     from multisc.training import vlf
 
     profile = load_profile(models or out)
@@ -164,14 +164,14 @@ def _vlf(data: Path, work: Path, out: Path, place: Place, models: str | None = N
     return vlf.train(data, work / "image", *sources, out / "vlf-projection", place=place)
 
 
-def _deep_jscc(data: Path, work: Path, out: Path, place: Place) -> object:
+def _deep_jscc(data: Path, work: Path, out: Path, place: Device) -> object:
     from multisc.training import jscc
 
     return jscc.train(data, work / "image", out / "deep-jscc", place=place)
 
 
 # In the order that "all" trains them: each may read what those before it wrote.
-STAGES: dict[str, Callable[[Path, Path, Path, Place], object]] = {
+STAGES: dict[str, Callable[[Path, Path, Path, Device], object]] = {
     "llava": _llava,
     "bart": _bart,
     "fcn": _fcn,

@@ -26,7 +26,7 @@ from multisc.cli import radio
 from multisc.cli.arguments import check_snr_names, finite_float, options, seed, snr
 from multisc.files import printable
 from multisc.images import load_image
-from multisc.link.backend import Backend
+from multisc.inference.backend import Backend
 from multisc.phy.burst import BurstTransmitter, burst_uses
 from multisc.phy.transport import modulate
 from multisc.recording import FORMATS, RecordingWriter

@@ -8,7 +8,7 @@ from PIL import Image
 
 from multisc.errors import BadInputError
 
-Box = tuple[int, int, int, int]
+Box = tuple[int, int, int, int]  # left, top, width, height
 
 
 def crop(image: NDArray[np.uint8], box: Box, longest_side: int) -> NDArray[np.uint8]:

@@ -11,12 +11,11 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 from numpy.typing import NDArray
 
+from multisc.codecs.pixels import Box
 from multisc.evaluation import plots
 from multisc.evaluation.differences import compare
 from multisc.evaluation.result import Result, Scalar
 from multisc.files import write_atomically
-
-Box = tuple[int, int, int, int]
 
 MAX_CAPTION = 2000
 THUMBNAIL_SIDE = 240

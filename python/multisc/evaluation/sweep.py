@@ -12,7 +12,7 @@ import zlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -32,22 +32,12 @@ from multisc.phy.receiver import BurstReceiver
 from multisc.phy.transport import modulate
 from multisc.phy.units import time_noise_variance
 from multisc.streams import Encoded, ReceivedImage, Reconstruction
-from multisc.systems.base import Options
+from multisc.systems.base import Options, SystemRunner
 from multisc.systems.registry import get_entry
 
 SCHEMA = "multisc-sweep/1"
 SILENCE = 1000  # samples before the first burst and after the last
 CONFIDENCE = 0.95
-
-
-class Backend(Protocol):
-    """Runs systems; ``multisc.link.backend.Backend`` is one."""
-
-    def encode(self, system: str, image: NDArray[np.uint8], options: Options) -> Encoded:
-        """Run a system's transmitter."""
-
-    def decode(self, system: str, received: ReceivedImage, options: Options) -> Reconstruction:
-        """Run a system's receiver."""
 
 
 @dataclass(frozen=True)
@@ -151,7 +141,7 @@ def pass_through(encoded: Encoded, system: str, phy: PhyConfig, channel: Channel
 
 def measure(
     config: SweepConfig,
-    backend: Backend,
+    backend: SystemRunner,
     kept: Path,
     progress: Callable[[int, int], None] = lambda done, all_: None,
 ) -> dict[str, Any]:
@@ -203,7 +193,7 @@ def measure(
 
 
 def _records(
-    config: SweepConfig, variant: Variant, path: Path, image: NDArray[np.uint8], backend: Backend, kept: Path
+    config: SweepConfig, variant: Variant, path: Path, image: NDArray[np.uint8], backend: SystemRunner, kept: Path
 ) -> Iterator[dict[str, Any]]:
     """The results of one picture by one system, of every SNR."""
     digest = hashlib.sha256(image.tobytes()).hexdigest()
@@ -239,7 +229,7 @@ def _judge(
     passage: Passage,
     variant: Variant,
     options: Options,
-    backend: Backend,
+    backend: SystemRunner,
 ) -> dict[str, Any]:
     """Decode what arrived and measure it."""
     shown = Reconstruction(None, outage_reason="no burst of the picture was received")

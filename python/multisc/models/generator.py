@@ -32,7 +32,7 @@ MAX_ASPECT = 3.0  # of the working picture; beyond it the result is stretched
 MAX_STEPS = 1000
 # Share of each step's noise that is drawn anew (DDIM's eta). With none, the first steps, which hardly see the slice,
 # fix the picture; with all of it, the generated part goes on adapting to the slice until the end.
-FRESH_NOISE = 1.0
+ETA = 1.0
 
 # How strongly captions and slice steer the denoising. Around a slice: chosen from 2, 4 and 6 on held-out training
 # photographs, for the highest cosine with the source.
@@ -41,13 +41,13 @@ GUIDANCE_AROUND_SLICE = 6.0
 
 # How far towards pure noise the denoising starts when there is a slice. Around the slice it starts from the slice's
 # border, drawn outward: what is left of it in the noise gives the surroundings their colours.
-START = 0.55
+STRENGTH = 0.55
 
 MAX_BATCH = 8  # pictures denoised at once, which bounds the memory
 
 
 @dataclass(frozen=True)
-class Order:
+class GenerationRequest:
     """A picture to generate.
 
     Args:
@@ -86,7 +86,7 @@ class Order:
 
 
 @dataclass(frozen=True)
-class Known:
+class KnownRegion:
     """Received slices in their places.
 
     Args:
@@ -187,7 +187,7 @@ class Generator:
         """Generate a picture. On the CPU the same arguments give the same picture, bit for bit.
 
         Args:
-            captions, subject, box, size, seed: see ``Order``.
+            captions, subject, box, size, seed: see ``GenerationRequest``.
             ip_scale, steps, guidance, paste_subject: see ``generate_all``.
 
         Returns:
@@ -196,12 +196,12 @@ class Generator:
         Raises:
             BadInputError: for an argument outside its range.
         """
-        order = Order(captions, subject, box, size, seed)
+        order = GenerationRequest(captions, subject, box, size, seed)
         return self.generate_all([order], ip_scale, steps, guidance, paste_subject)[0]
 
     def generate_all(
         self,
-        orders: Sequence[Order],
+        orders: Sequence[GenerationRequest],
         ip_scale: float = 1.0,
         steps: int = 25,
         guidance: float | None = None,
@@ -275,7 +275,7 @@ class Generator:
             BadInputError: for an argument outside its range.
         """
         _check(1.0, steps)
-        condition = self._condition([Order([], None, None, size)], 1.0, image)
+        condition = self._condition([GenerationRequest([], None, None, size)], 1.0, image)
         height, width = self.working_size(size)
         known = None
         if sketch is not None:
@@ -295,7 +295,12 @@ class Generator:
         return height * self._pipeline.vae_scale_factor, width * self._pipeline.vae_scale_factor
 
     def _generate_alike(
-        self, orders: list[Order], ip_scale: float, steps: int, guidance: float | None, paste_subject: bool
+        self,
+        orders: list[GenerationRequest],
+        ip_scale: float,
+        steps: int,
+        guidance: float | None,
+        paste_subject: bool,
     ) -> list[NDArray[np.uint8]]:
         """Generate pictures of one working size, all with a slice or all without, in one batch."""
         height, width = self.working_size(orders[0].size)
@@ -317,7 +322,9 @@ class Generator:
         return pictures
 
     @torch.inference_mode()
-    def _condition(self, orders: list[Order], ip_scale: float, image: Tensor | None = None) -> dict[str, Tensor]:
+    def _condition(
+        self, orders: list[GenerationRequest], ip_scale: float, image: Tensor | None = None
+    ) -> dict[str, Tensor]:
         """The pipeline's arguments for text and image prompt, each with its empty counterpart for the guidance."""
         pipeline = self._pipeline
         prompts = [prompts_of(order.captions) for order in orders]
@@ -341,7 +348,7 @@ class Generator:
         return {"text": text[: len(orders)], "no_text": text[len(orders) :], "image": image}
 
     @torch.inference_mode()
-    def _known(self, slices: list[tuple[NDArray[np.uint8], Box]], size: tuple[int, int]) -> Known:
+    def _known(self, slices: list[tuple[NDArray[np.uint8], Box]], size: tuple[int, int]) -> KnownRegion:
         """Place each slice on a canvas of ``size`` = (width, height) and encode it."""
         pipeline, (width, height) = self._pipeline, size
         cell = pipeline.vae_scale_factor
@@ -356,7 +363,7 @@ class Generator:
         pixels = torch.from_numpy(np.stack(canvases).transpose(0, 3, 1, 2).astype(np.float32) / 127.5 - 1.0)
         pixels = pixels.to(pipeline.device, pipeline.vae.dtype)
         latents = pipeline.vae.encode(pixels).latent_dist.mean * pipeline.vae.config.scaling_factor
-        return Known(
+        return KnownRegion(
             [Image.fromarray(canvas) for canvas in canvases],
             latents,
             torch.from_numpy(np.stack(masks)).to(pipeline.device),
@@ -366,7 +373,7 @@ class Generator:
     def _denoise(
         self,
         condition: dict[str, Tensor],
-        known: Known | None,
+        known: KnownRegion | None,
         size: tuple[int, int],
         seeds: list[int],
         steps: int,
@@ -382,7 +389,7 @@ class Generator:
             "negative_prompt_embeds": condition["no_text"],
             "ip_adapter_image_embeds": [torch.cat([torch.zeros_like(image), image]) if guidance > 1.0 else image],
             "guidance_scale": guidance,
-            "eta": FRESH_NOISE,
+            "eta": ETA,
             "generator": random,
             "output_type": "np",
         }
@@ -393,9 +400,9 @@ class Generator:
             noise = torch.stack([torch.randn(shape, generator=own) for own in random]).to(known.latents)
             result = self._outward(
                 image=known.canvases,
-                strength=START,
-                num_inference_steps=math.ceil(steps / START),
-                callback_on_step_end=_tie(known, noise),
+                strength=STRENGTH,
+                num_inference_steps=math.ceil(steps / STRENGTH),
+                callback_on_step_end=_keep_known_region(known, noise),
                 **common,
             )
         return (result.images * 255).round().astype(np.uint8)
@@ -439,7 +446,7 @@ def load_pipeline(stable_diffusion: str | Path, device: str = "cpu") -> StableDi
     return pipeline
 
 
-def _tie(known: Known, noise: Tensor) -> Callable[..., dict[str, Tensor]]:
+def _keep_known_region(known: KnownRegion, noise: Tensor) -> Callable[..., dict[str, Tensor]]:
     """Make the callback that puts the known latents, as noisy as the step is, back into their place."""
     latents, mask = known.latents, known.mask
 

@@ -52,6 +52,18 @@ class BatchSystem(System, Protocol):
         ...
 
 
+class SystemRunner(Protocol):
+    """Runs systems by name; ``multisc.inference.backend.Backend`` is one."""
+
+    def encode(self, system: str, image: NDArray[np.uint8], options: Options) -> Encoded:
+        """Run a system's transmitter; see ``System.encode``."""
+        ...
+
+    def decode(self, system: str, received: ReceivedImage, options: Options) -> Reconstruction:
+        """Run a system's receiver; see ``System.decode``."""
+        ...
+
+
 # What people are asked for; every default of an option is of one of these types.
 _KINDS = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
 

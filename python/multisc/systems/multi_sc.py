@@ -22,7 +22,7 @@ from multisc.errors import BadInputError
 from multisc.images import MAX_PIXELS
 from multisc.models.captioner import Captioner
 from multisc.models.corrector import Corrector
-from multisc.models.generator import MAX_BATCH, Generator, Order
+from multisc.models.generator import MAX_BATCH, GenerationRequest, Generator
 from multisc.models.profile import load_profile
 from multisc.models.segmenter import Segmenter
 from multisc.phy.transport import channel_uses
@@ -173,9 +173,11 @@ class _Arrived:
     def size(self) -> tuple[int, int]:
         return self.side_info.width, self.side_info.height
 
-    def order(self, captions: Sequence[str], seed: int) -> Order:
+    def order(self, captions: Sequence[str], seed: int) -> GenerationRequest:
         """What the generator is to make of it, once the captions are corrected."""
-        return Order(captions, self.piece, self.side_info.box if self.piece is not None else None, self.size, seed)
+        return GenerationRequest(
+            captions, self.piece, self.side_info.box if self.piece is not None else None, self.size, seed
+        )
 
 
 def split(image: NDArray[np.uint8], blocks: int) -> list[NDArray[np.uint8]]:

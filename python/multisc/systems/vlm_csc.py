@@ -20,7 +20,7 @@ from multisc.codecs.text import TEXT_MODES, TextChannel
 from multisc.errors import BadInputError
 from multisc.images import MAX_PIXELS
 from multisc.models.blip import BlipCaptioner
-from multisc.models.generator import Generator, Order
+from multisc.models.generator import GenerationRequest, Generator
 from multisc.models.profile import load_profile
 from multisc.phy.transport import MAX_LENGTH, channel_uses
 from multisc.streams import DIGITAL_MODULATIONS, Encoded, ReceivedImage, Reconstruction, Stream
@@ -212,7 +212,7 @@ class CaptionOnly:
         nothing = Reconstruction(None, outage_reason="nothing of the caption was received")
         return [Reconstruction(next(made), {"received": list(o.captions)}) if o else nothing for o in orders]
 
-    def _order(self, received: ReceivedImage, chosen: CaptionOptions) -> Order | None:
+    def _order(self, received: ReceivedImage, chosen: CaptionOptions) -> GenerationRequest | None:
         """What the generator is to make of what arrived; None when nothing did."""
         side_info = SideInfo.unpack(received.side_info, self.name)
         stream = next((s for s in received.streams if s.name == STREAM and s.delivered), None)
@@ -221,7 +221,7 @@ class CaptionOnly:
         dimensions = side_info.text_dimensions
         channel = TextChannel(self._describer, side_info.text_mode, dimensions, chosen.text_bits)
         text = channel.text(stream.data)
-        return Order([text], None, None, (side_info.width, side_info.height), chosen.seed)
+        return GenerationRequest([text], None, None, (side_info.width, side_info.height), chosen.seed)
 
     def _fit(self, tokens: list[int], chosen: CaptionOptions, allowed: int | None) -> tuple[TextChannel, Stream]:
         """The caption as a stream, with as many coefficients a token as the limit allows."""

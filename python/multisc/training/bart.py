@@ -20,8 +20,8 @@ from multisc.models.captioner import Captioner
 from multisc.models.corrector import Corrector
 from multisc.training.channel import NoisyCaptions
 from multisc.training.data import load_caption_data
+from multisc.training.device import CPU, Device
 from multisc.training.loop import Schedule, fit
-from multisc.training.place import CPU, Place
 from multisc.training.tokenizers import bart_tokenizer
 
 POSITIONS = 64  # of a new model
@@ -133,7 +133,7 @@ def train_bart(
     recipe: BartRecipe,
     schedule: Schedule,
     work: Path,
-    place: Place = CPU,
+    place: Device = CPU,
 ) -> list[dict]:
     """Train BART to undo the channel; see ``fit`` for what it returns and leaves in ``work``.
 
@@ -272,7 +272,7 @@ def train(
     output: Path,
     recipe: BartRecipe = BartRecipe(),
     start: Path | None = None,
-    place: Place = CPU,
+    place: Device = CPU,
 ) -> list[dict]:
     """Train against the text channel of a trained LLaVA, whose tokens become BART's; save checkpoint and logs.
 
@@ -311,7 +311,7 @@ def train_published(
     start: str,
     output: Path,
     recipe: BartRecipe = BartRecipe(),
-    place: Place = CPU,
+    place: Device = CPU,
 ) -> list[dict]:
     """Go on from a published BART against the text channel of a published LLaVA; save checkpoint and logs.
 
@@ -344,7 +344,7 @@ def _train(
     output: Path,
     recipe: BartRecipe,
     schedule: Schedule,
-    place: Place,
+    place: Device,
     origin: Mapping[str, object],
 ) -> list[dict]:
     """Train, save and measure; of the held-out sentences one half decides when to stop and the margin.

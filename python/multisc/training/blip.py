@@ -23,9 +23,9 @@ from transformers.models.blip.image_processing_pil_blip import BlipImageProcesso
 
 from multisc.training.blip_tokenizers import START, bert_tokenizer
 from multisc.training.data import CaptionData, load_caption_data, load_pixels
+from multisc.training.device import CPU, Device
 from multisc.training.llava import VOCABULARY
 from multisc.training.loop import Schedule, fit
-from multisc.training.place import CPU, Place
 from multisc.training.sentences import encode_captions, next_words, pad, train_on_sentences
 from multisc.training.towers import vision_sizes
 from multisc.training.views import WHOLE, pixel_values, random_view
@@ -79,7 +79,7 @@ def train_language_model(
     test: list[NDArray[np.int64]],
     recipe: BlipRecipe,
     work: Path,
-    place: Place = CPU,
+    place: Device = CPU,
 ) -> list[dict]:
     """Train the text decoder alone on sentences; see ``fit`` for what it returns and leaves in ``work``."""
     decoder, filler = model.text_decoder, model.config.text_config.pad_token_id
@@ -98,7 +98,7 @@ def train_captions(
     tokenizer: BertTokenizer,
     recipe: BlipRecipe,
     work: Path,
-    place: Place = CPU,
+    place: Device = CPU,
 ) -> list[dict]:
     """Train tower and text decoder on captioned photographs; see ``fit`` for what is returned."""
     start, end, filler = [model.config.text_config.bos_token_id], tokenizer.sep_token_id, tokenizer.pad_token_id
@@ -144,7 +144,7 @@ def train_captions(
 
 
 def train(
-    data: Path, work: Path, blip2: Path, output: Path, recipe: BlipRecipe = BlipRecipe(), place: Place = CPU
+    data: Path, work: Path, blip2: Path, output: Path, recipe: BlipRecipe = BlipRecipe(), place: Device = CPU
 ) -> dict:
     """Train both stages; save the checkpoint and its logs.
 

@@ -30,10 +30,10 @@ from transformers.models.blip.image_processing_pil_blip import BlipImageProcesso
 from multisc.models.captioner import Captioner
 from multisc.training.blip_tokenizers import opt_tokenizer
 from multisc.training.data import CaptionData, load_caption_data, load_pixels
+from multisc.training.device import CPU, Device
 from multisc.training.distil import COMPONENTS, principal_features, teacher_features
 from multisc.training.llava import VOCABULARY
 from multisc.training.loop import Schedule, fit
-from multisc.training.place import CPU, Place
 from multisc.training.sentences import encode_captions, next_words, pad, train_on_sentences
 from multisc.training.tokenizers import IMAGE_TOKEN, train_bpe
 from multisc.training.towers import copy_tower, vision_config
@@ -170,7 +170,7 @@ def train_language_model(
     test: list[NDArray[np.int64]],
     recipe: Blip2Recipe,
     work: Path,
-    place: Place = CPU,
+    place: Device = CPU,
 ) -> list[dict]:
     """Train the language model alone on sentences; see ``fit`` for what it returns and leaves in ``work``."""
     language, first = trainee.model.language_model, recipe.grid**2
@@ -203,7 +203,7 @@ class Looking:
         images: list[NDArray[np.uint8]],
         features: NDArray[np.float16],
         grid: int,
-        place: Place = CPU,
+        place: Device = CPU,
     ) -> None:
         self.place = place
         self._trainee, self._images, self._features, self._grid = trainee, images, features, grid
@@ -333,7 +333,7 @@ def train_captions(
 
 
 def train(
-    data: Path, work: Path, llava: Path, output: Path, recipe: Blip2Recipe = Blip2Recipe(), place: Place = CPU
+    data: Path, work: Path, llava: Path, output: Path, recipe: Blip2Recipe = Blip2Recipe(), place: Device = CPU
 ) -> dict:
     """Train all stages; save the checkpoint and its logs.
 

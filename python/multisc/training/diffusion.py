@@ -27,17 +27,19 @@ from transformers import (
 )
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
+from multisc.codecs.pixels import Box
 from multisc.models.feature_prompt import cross_attentions
-from multisc.models.generator import ADAPTER_FOLDER, ADAPTER_WEIGHTS, IMAGE_ENCODER_FOLDER, Box
+from multisc.models.generator import ADAPTER_FOLDER, ADAPTER_WEIGHTS, IMAGE_ENCODER_FOLDER
 from multisc.models.prompts import BLOCKS, CORNERS, encode_prompts, prompts_of
 from multisc.models.segmenter import Segmenter
-from multisc.training.average import Averaged
+from multisc.training.device import CPU, Device
+from multisc.training.ema import ExponentialMovingAverage
 from multisc.training.loop import Schedule, fit
 from multisc.training.photographs import Photograph, load_photographs
-from multisc.training.place import CPU, Place
 from multisc.training.tokenizers import words_of
 from multisc.training.vae import LATENT_CHANNELS, to_tensor
 
+Crop = tuple[int, int, int, int]  # left, top, right, bottom; a Box is left, top, width, height
 SHAPES = ((12, 18), (18, 12), (12, 16), (16, 12), (14, 14))  # latent (height, width); about 216 places
 WIDTH = 64  # of text and image conditions
 TOKENS = 32  # of a prompt, at most
@@ -224,8 +226,8 @@ def make_examples(
     return examples
 
 
-def _cut(width: int, height: int, shape: tuple[int, int], share: float, rng: np.random.Generator) -> Box:
-    """A box (left, top, right, bottom) of the aspect ratio of ``shape``: central when ``share`` is 1, else random."""
+def _cut(width: int, height: int, shape: tuple[int, int], share: float, rng: np.random.Generator) -> Crop:
+    """A crop of the aspect ratio of ``shape``: central when ``share`` is 1, else random."""
     unit = min(width / shape[1], height / shape[0]) * share
     w, h = round(unit * shape[1]), round(unit * shape[0])
     across, down = (0.5, 0.5) if share == 1.0 else rng.random(2)
@@ -233,7 +235,7 @@ def _cut(width: int, height: int, shape: tuple[int, int], share: float, rng: np.
     return left, top, left + w, top + h
 
 
-def _subject(picture: NDArray[np.uint8], box: Box, cut: Box, processor: CLIPImageProcessorPil) -> NDArray[np.uint8]:
+def _subject(picture: NDArray[np.uint8], box: Box, cut: Crop, processor: CLIPImageProcessorPil) -> NDArray[np.uint8]:
     """The subject's slice as the image encoder sees it, before its colours are normalised."""
     left, top = max(box[0], cut[0]), max(box[1], cut[1])
     right, bottom = min(box[0] + box[2], cut[2]), min(box[1] + box[3], cut[3])
@@ -334,7 +336,7 @@ def train(
     adapter: Path,
     block_captions: Path | None = None,
     setup: DiffusionTraining = DiffusionTraining(),
-    place: Place = CPU,
+    place: Device = CPU,
 ) -> dict[str, float]:
     """Train on the data's photographs and save a pipeline directory and an adapter directory.
 
@@ -377,10 +379,10 @@ def train(
         steps_offset=1,
         timestep_spacing="trailing",
     )
-    trainee = Averaged(Conditioned(tokenizer))
+    trainee = ExponentialMovingAverage(Conditioned(tokenizer))
 
     def loss(step: int) -> Tensor:
-        trainee.follow(step, setup.decay)
+        trainee.update(step, setup.decay)
         rng = np.random.default_rng([setup.seed, step])
         return l_simple(trainee.online, scheduler, seen.draw(rng), rng, place)
 
@@ -399,7 +401,7 @@ def l_simple(
     scheduler: DDIMScheduler,
     batch: tuple[Tensor, Tensor, Tensor, Tensor],
     rng: np.random.Generator,
-    place: Place = CPU,
+    place: Device = CPU,
 ) -> Tensor:
     """The mean squared error of the predicted noise at random steps (eq. 11)."""
     latents, ids, pixels, with_image = batch
@@ -413,7 +415,7 @@ def l_simple(
 
 
 def measure(
-    model: Conditioned, scheduler: DDIMScheduler, batches: Batches, count: int = 24, place: Place = CPU
+    model: Conditioned, scheduler: DDIMScheduler, batches: Batches, count: int = 24, place: Device = CPU
 ) -> dict[str, float]:
     """Mean L_simple over ``count`` batches of held-out photographs: as trained, without text, without image."""
     sums = {"loss": 0.0, "loss_no_text": 0.0, "loss_no_image": 0.0}

@@ -17,8 +17,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from multisc.training.data import load_pixels
+from multisc.training.device import CPU, Device
 from multisc.training.loop import Schedule, fit
-from multisc.training.place import CPU, Place
 from multisc.training.teacher import GRID, TEACHER_FILE, TEACHER_SIDE, Teacher
 from multisc.training.views import pixel_values, random_view
 
@@ -118,7 +118,7 @@ def distil(
     batch: int,
     work: Path,
     seed: int,
-    place: Place = CPU,
+    place: Device = CPU,
 ) -> list[dict]:
     """Teach a vision tower; see ``fit`` for what it returns and leaves in ``work``.
 

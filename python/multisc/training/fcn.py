@@ -16,9 +16,9 @@ from torch.nn import functional
 
 from multisc.models.fcn import Fcn, FcnConfig
 from multisc.models.segmenter import Segmenter
+from multisc.training.device import CPU, Device
 from multisc.training.loop import Schedule, fit
 from multisc.training.photographs import Photograph, load_photographs
-from multisc.training.place import CPU, Place
 from multisc.training.subjects import (
     CLASS_COUNT,
     annotated_groups,
@@ -194,7 +194,7 @@ def segmentation_loss(scores: Tensor, subject: Tensor, classes: Tensor) -> Tenso
 
 
 def train(
-    data: Path, work: Path, output: Path, setup: FcnTraining = FcnTraining(), place: Place = CPU
+    data: Path, work: Path, output: Path, setup: FcnTraining = FcnTraining(), place: Device = CPU
 ) -> dict[str, float]:
     """Train, save a checkpoint with its log, and measure it on the held-out photographs.
 
@@ -220,7 +220,7 @@ def train(
     classes = np.stack([draw_classes(p, row[..., -CLASS_COUNT:]) for p, row in zip(photographs, raw, strict=True)])
     chosen = np.flatnonzero([not p.held_out for p in photographs])
     samples = Samples(photographs, chosen, maps, classes, features)
-    model = Pupil(Fcn(config), features.shape[1])
+    model = Student(Fcn(config), features.shape[1])
     model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     def loss(step: int) -> Tensor:
@@ -239,7 +239,7 @@ def train(
     return quality
 
 
-class Pupil(nn.Module):
+class Student(nn.Module):
     """The FCN with the linear map that compares its features at stride 16 with the teacher's.
 
     Args:

@@ -14,10 +14,10 @@ from torch import Tensor
 from multisc.errors import BadInputError
 from multisc.models.jscc import Jscc, JsccConfig, save_pretrained
 from multisc.models.jscc_network import CHANNELS, STRIDE, JsccNetwork, JsccWidths
-from multisc.training.average import Averaged
+from multisc.training.device import CPU, Device
+from multisc.training.ema import ExponentialMovingAverage
 from multisc.training.loop import Schedule, fit
 from multisc.training.photographs import Photograph, load_photographs
-from multisc.training.place import CPU, Place
 
 FOLDERS = ("bsds300", "coco160", "objects1000")  # the others are too small to look like photographs of today
 PATCHES = 150  # blocks of each photograph that the transform is made from
@@ -198,7 +198,7 @@ def read_photographs(data: Path, crop: int) -> tuple[list[NDArray[np.uint8]], li
 
 
 def train(
-    data: Path, work: Path, output: Path, setup: JsccTraining = JsccTraining(), place: Place = CPU
+    data: Path, work: Path, output: Path, setup: JsccTraining = JsccTraining(), place: Device = CPU
 ) -> dict[str, float]:
     """Train, save a checkpoint with its log, and measure it on the held-out photographs of BSDS500.
 
@@ -219,7 +219,7 @@ def train(
     torch.manual_seed(setup.seed)
     online = JsccNetwork(JsccWidths())
     online.start_from(*block_transform(pictures, np.random.default_rng(setup.seed)))
-    trainee = Averaged(online).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    trainee = ExponentialMovingAverage(online).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     def loss(step: int) -> Tensor:
         batch = draw(pictures, setup, step).to(place.device)
@@ -230,7 +230,7 @@ def train(
 
     def stage(name: str, first: int, steps: int, rate: float) -> list[dict]:
         def follow_and_lose(step: int) -> Tensor:
-            trainee.follow(step, DECAY)
+            trainee.update(step, DECAY)
             return loss(first + step)
 
         schedule = Schedule(steps, rate, warm_up=100, weight_decay=0.0, clip=20.0)

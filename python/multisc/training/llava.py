@@ -24,9 +24,9 @@ from transformers import (
 from multisc.models.captioner import PAPER_QUERY, Captioner
 from multisc.training.captioning import measure, write_block_captions
 from multisc.training.data import CaptionData, load_caption_data, load_pixels
+from multisc.training.device import CPU, Device
 from multisc.training.distil import distil, principal_features, teacher_features
 from multisc.training.loop import Schedule, fit
-from multisc.training.place import CPU, Place
 from multisc.training.sentences import encode_captions, next_words, pad, train_on_sentences
 from multisc.training.tokenizers import IMAGE_TOKEN, qwen2_tokenizer, train_bpe
 from multisc.training.views import WHOLE, pixel_values, random_view
@@ -123,7 +123,7 @@ def train_language_model(
     held_out: list[str],
     recipe: LlavaRecipe,
     work: Path,
-    place: Place = CPU,
+    place: Device = CPU,
 ) -> list[dict]:
     """Train the language model alone on sentences; see ``fit`` for what it returns and leaves in ``work``."""
     start, end = tokenizer.encode("\n"), tokenizer.eos_token_id
@@ -167,7 +167,7 @@ def train_captions(
     data: CaptionData,
     recipe: LlavaRecipe,
     work: Path,
-    place: Place = CPU,
+    place: Device = CPU,
 ) -> list[dict]:
     """Train tower, projection and language model together on captioned photographs.
 
@@ -233,7 +233,7 @@ def train_captions(
     return fit("captions", model, loss, recipe.captions, work, evaluate, recipe.seed, rate, place=place)
 
 
-def train(data: Path, work: Path, output: Path, recipe: LlavaRecipe = LlavaRecipe(), place: Place = CPU) -> dict:
+def train(data: Path, work: Path, output: Path, recipe: LlavaRecipe = LlavaRecipe(), place: Device = CPU) -> dict:
     """Train all stages, save the checkpoint and its logs, and describe the training photographs.
 
     Args:
@@ -268,7 +268,7 @@ def train(data: Path, work: Path, output: Path, recipe: LlavaRecipe = LlavaRecip
 
 
 def train_tower(
-    model: LlavaForConditionalGeneration, data: CaptionData, recipe: LlavaRecipe, work: Path, place: Place = CPU
+    model: LlavaForConditionalGeneration, data: CaptionData, recipe: LlavaRecipe, work: Path, place: Device = CPU
 ) -> list[dict]:
     """Train the vision tower on the teacher's features; see ``fit`` for what is returned and left in ``work``."""
     photographs = [*data.train, *data.held_out, *data.unlabelled]

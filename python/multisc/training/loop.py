@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from multisc.files import write_atomically
-from multisc.training.place import CPU, Place
+from multisc.training.device import CPU, Device
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ def fit(
     seed: int = 0,
     rate: Callable[[str], float] = lambda name: 1.0,
     best: str = "",
-    place: Place = CPU,
+    place: Device = CPU,
 ) -> list[dict]:
     """Train a model; continue from ``work/name.pt`` when an earlier run left it there.
 

@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
 
+from multisc.training.device import CPU, Device
 from multisc.training.loop import Schedule, fit
-from multisc.training.place import CPU, Place
 
 MAX_TOKENS = 22
 
@@ -51,7 +51,7 @@ def train_on_sentences(
     batch: int,
     work: Path,
     seed: int,
-    place: Place = CPU,
+    place: Device = CPU,
 ) -> list[dict]:
     """Train a language model to tell the next word; see ``fit`` for what it returns and leaves in ``work``.
 

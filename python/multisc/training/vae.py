@@ -14,9 +14,9 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional
 
+from multisc.training.device import CPU, Device
 from multisc.training.loop import Schedule, fit
 from multisc.training.photographs import Photograph, load_photographs
-from multisc.training.place import CPU, Place
 
 LONG_SIDES = (112, 208)  # of the photographs that crops are cut from
 TEST_SIDE = 144
@@ -116,7 +116,7 @@ def distortion(output: Tensor, target: Tensor, edges: float) -> Tensor:
 
 
 def train(
-    data: Path, work: Path, output: Path, setup: VaeTraining = VaeTraining(), place: Place = CPU
+    data: Path, work: Path, output: Path, setup: VaeTraining = VaeTraining(), place: Device = CPU
 ) -> dict[str, float]:
     """Train, set the scaling factor from the data, save, and measure on the held-out photographs.
 

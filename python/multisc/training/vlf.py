@@ -25,8 +25,8 @@ from multisc.models.feature_prompt import SKETCH, FeatureProjection, add_project
 from multisc.models.generator import Generator, load_pipeline
 from multisc.models.prompts import encode_prompts
 from multisc.training.data import CaptionData, load_caption_data, load_pixels
+from multisc.training.device import CPU, Device
 from multisc.training.loop import Schedule, fit
-from multisc.training.place import CPU, Place
 from multisc.training.vae import to_tensor
 
 ASPECTS = (1.5, 1.33, 1.0, 0.75, 0.67)  # width over height that pictures are cut to
@@ -206,7 +206,7 @@ class Denoising:
         place: that the pipeline is at.
     """
 
-    def __init__(self, pipeline: StableDiffusionPipeline, recipe: VlfRecipe, place: Place = CPU) -> None:
+    def __init__(self, pipeline: StableDiffusionPipeline, recipe: VlfRecipe, place: Device = CPU) -> None:
         self._place = place
         self._unet, self._scheduler, self._late = pipeline.unet, pipeline.scheduler, recipe.late
         length = pipeline.tokenizer.model_max_length
@@ -275,7 +275,7 @@ def train(
     stable_diffusion: str,
     output: Path,
     recipe: VlfRecipe = VlfRecipe(),
-    place: Place = CPU,
+    place: Device = CPU,
 ) -> dict[str, float]:
     """Train the projection for a pair of models and save it.
 

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 
 from multisc.errors import BadInputError, LinkError
-from multisc.link import backend as module
-from multisc.link.backend import Backend
-from multisc.link.process import OwnInferenceProcess
+from multisc.inference import backend as module
+from multisc.inference.backend import Backend
+from multisc.inference.process import OwnInferenceProcess
 from multisc.streams import ReceivedImage, ReceivedStream
 from tests.support.inference import IMAGE, is_running, running_server
 

@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 import zmq
 
-from multisc.link import wire
-from multisc.link.handler import BatchHandler, SystemsHandler
-from multisc.link.jobs import Job, Queue, kind_of, layout_of, split
-from multisc.link.pool import child_environment
-from multisc.link.server import Server, ServerConfig
-from multisc.link.worker import Worker, WorkerSettings, command
+from multisc.inference import wire
+from multisc.inference.handler import BatchHandler, SystemsHandler
+from multisc.inference.jobs import Job, Queue, kind_of, layout_of, split
+from multisc.inference.pool import child_environment
+from multisc.inference.server import Server, ServerConfig
+from multisc.inference.worker import Worker, WorkerSettings, command
 from multisc.streams import Encoded, ReceivedImage, Reconstruction, Stream
 from tests.support.handlers import Batches, Echo
 from tests.support.inference import DEADLINE_S, Gate, Stranger, eventually, running_server

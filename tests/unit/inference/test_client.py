@@ -13,8 +13,8 @@ import pytest
 import zmq
 
 from multisc import errors
-from multisc.link import wire
-from multisc.link.client import InferenceClient
+from multisc.inference import wire
+from multisc.inference.client import InferenceClient
 from multisc.streams import ReceivedImage, ReceivedStream
 from tests.support.inference import DEADLINE_S, IMAGE, Gate, eventually, running_server
 from tests.support.paths import ROOT
@@ -267,7 +267,7 @@ def test_a_server_that_misbehaves_is_a_link_error(answers, says):
 def test_ctrl_c_reaches_a_waiting_client():
     script = (
         "import numpy as np, sys\n"
-        "from multisc.link.client import InferenceClient\n"
+        "from multisc.inference.client import InferenceClient\n"
         "client = InferenceClient(sys.argv[1], 60, on_progress=lambda line: print(line, flush=True))\n"
         "try:\n"
         "    client.encode('echo', np.zeros((4, 4, 3), np.uint8))\n"
@@ -306,7 +306,7 @@ def test_the_documentation_names_every_kind_and_code():
 
 def test_the_client_side_imports_neither_torch_nor_gnuradio():
     script = (
-        "import sys, multisc.link.client, multisc.link.process\n"
+        "import sys, multisc.inference.client, multisc.inference.process\n"
         "bad = {name.split('.')[0] for name in sys.modules} & {'torch', 'gnuradio', 'transformers', 'diffusers'}\n"
         "sys.exit(' '.join(bad) or 0)\n"
     )

@@ -15,8 +15,8 @@ import numpy as np
 import pytest
 
 from multisc import errors
-from multisc.link.client import InferenceClient
-from multisc.link.process import OwnInferenceProcess
+from multisc.inference.client import InferenceClient
+from multisc.inference.process import OwnInferenceProcess
 from tests.support.inference import DEADLINE_S, IMAGE, Gate, children_of, eventually, is_running
 
 pytestmark = pytest.mark.usefixtures("handlers_can_be_imported")
@@ -57,7 +57,7 @@ def test_the_inference_process_never_imports_gnuradio():
     with own() as process, InferenceClient(process.address, 20) as client:
         assert client.encode("echo", IMAGE).preview["modules"] == ["numpy"]
     script = (
-        "import importlib.util, sys, multisc.cli.serve, multisc.link.server, multisc.link.worker\n"
+        "import importlib.util, sys, multisc.cli.serve, multisc.inference.server, multisc.inference.worker\n"
         "if importlib.util.find_spec('multisc.systems.registry'):\n"
         "    import multisc.systems.registry\n"
         "sys.exit(' '.join({name.split('.')[0] for name in sys.modules} & {'gnuradio'}) or 0)\n"
@@ -114,7 +114,7 @@ def test_a_child_that_is_silent_is_stopped(tmp_path, monkeypatch):
 def test_a_child_that_tells_its_progress_may_take_long(monkeypatch):
     mine, theirs = socket.socketpair()
     clock = types.SimpleNamespace(now=0.0)
-    monkeypatch.setattr("multisc.link.process.time", types.SimpleNamespace(monotonic=lambda: clock.now))
+    monkeypatch.setattr("multisc.inference.process.time", types.SimpleNamespace(monotonic=lambda: clock.now))
     heard = []
 
     def step(line):
@@ -165,7 +165,7 @@ def test_a_child_that_hangs_is_killed():
 
 PROGRAM = textwrap.dedent("""
     import os, signal, sys, time
-    from multisc.link.process import OwnInferenceProcess
+    from multisc.inference.process import OwnInferenceProcess
     process = OwnInferenceProcess(preload=(), arguments=("--handler", "tests.support.handlers:Echo"))
     def main():
         with process:

@@ -13,11 +13,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from multisc import errors
-from multisc.link import wire
-from multisc.link.address import Address
-from multisc.link.client import InferenceClient
-from multisc.link.keys import load_client_keys, load_server_keys, make_keys
-from multisc.link.server import Server, ServerConfig
+from multisc.inference import wire
+from multisc.inference.address import Address
+from multisc.inference.client import InferenceClient
+from multisc.inference.keys import load_client_keys, load_server_keys, make_keys
+from multisc.inference.server import Server, ServerConfig
 from tests.support.handlers import SETTINGS
 from tests.support.inference import (
     DEADLINE_S,
@@ -150,7 +150,7 @@ def test_a_frame_far_beyond_the_limit_is_cut_off_and_the_server_lives(server, st
 
 
 def test_more_clients_than_fit_are_told_so(server, stranger, monkeypatch):
-    monkeypatch.setattr("multisc.link.server.MAX_CLIENTS", 1)
+    monkeypatch.setattr("multisc.inference.server.MAX_CLIENTS", 1)
     stranger.send(1, wire.Hello("first"))
     stranger.answer(wire.Welcome)
     with Stranger(server.address) as second:

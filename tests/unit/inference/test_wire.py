@@ -12,8 +12,8 @@ from hypothesis.extra import numpy as hnp
 
 from multisc.codecs.quantise import Quantiser
 from multisc.images import MAX_PIXELS
-from multisc.link import schema, wire
-from multisc.link.schema import OversizedError, VersionError, WireError
+from multisc.inference import schema, wire
+from multisc.inference.schema import OversizedError, VersionError, WireError
 from multisc.streams import DIGITAL_MODULATIONS, Encoded, ReceivedImage, ReceivedStream, Reconstruction, Stream
 
 NAMES = st.text("abcdefghijklmnopqrstuvwxyz0123456789-", min_size=1, max_size=15)

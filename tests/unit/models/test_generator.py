@@ -14,7 +14,7 @@ from transformers.models.clip.image_processing_pil_clip import CLIPImageProcesso
 
 from multisc.errors import BadInputError, ModelError
 from multisc.models import generator as module
-from multisc.models.generator import MAX_BATCH, Generator, Order
+from multisc.models.generator import MAX_BATCH, GenerationRequest, Generator
 from multisc.models.placement import FEATHER, scale_box
 from multisc.models.profile import EMBEDDED_DIRECTORY
 from multisc.models.prompts import encode_prompts, prompts_of
@@ -104,9 +104,15 @@ def test_the_received_pixels_are_in_their_place(generator, subject):
 def test_pictures_of_a_batch_are_those_made_alone_but_for_rounding(generator, subject):
     """Slices, captions, sizes and seeds of their own, more than one batch holds, in the order asked for."""
     other = np.ascontiguousarray(subject[::-1, :50])
-    orders = [Order(BLOCKS, subject, BOX, SIZE, seed) for seed in range(MAX_BATCH + 1)]
-    orders += [Order(BLOCKS[::-1], other, (0, 0, 70, 80), (180, 120), 3), Order(BLOCKS, None, None, SIZE, 4)]
-    orders += [Order(["a dog"], subject, (5, 5, 30, 90), (96, 144), 5), Order([], None, None, SIZE, 6)]
+    orders = [GenerationRequest(BLOCKS, subject, BOX, SIZE, seed) for seed in range(MAX_BATCH + 1)]
+    orders += [
+        GenerationRequest(BLOCKS[::-1], other, (0, 0, 70, 80), (180, 120), 3),
+        GenerationRequest(BLOCKS, None, None, SIZE, 4),
+    ]
+    orders += [
+        GenerationRequest(["a dog"], subject, (5, 5, 30, 90), (96, 144), 5),
+        GenerationRequest([], None, None, SIZE, 6),
+    ]
     together = generator.generate_all(orders, steps=3)
     alone = [generator.generate(o.captions, o.subject, o.box, o.size, seed=o.seed, steps=3) for o in orders]
     for picture, own in zip(together, alone, strict=True):
@@ -275,7 +281,7 @@ def test_the_embedded_model_removes_noise(embedded):
         latents = pipeline.vae.encode(to_tensor(photograph[None])).latent_dist.mean
         latents = latents * pipeline.vae.config.scaling_factor
         noise, time = torch.randn_like(latents), torch.tensor([260])
-        condition = embedded._condition([Order(["a cat."], None, None, (144, 96))], 1.0)
+        condition = embedded._condition([GenerationRequest(["a cat."], None, None, (144, 96))], 1.0)
         predicted = pipeline.unet(
             pipeline.scheduler.add_noise(latents, noise, time),
             time,

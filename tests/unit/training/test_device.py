@@ -17,15 +17,15 @@ from safetensors.torch import load_file
 from transformers import BartConfig
 
 from multisc.training import bart, blip, blip2, data, diffusion, fcn, jscc, llava, subjects, vae, vlf
+from multisc.training.device import CPU, Device
 from multisc.training.loop import Schedule, fit
-from multisc.training.place import CPU, Place
 from tests.support.simulated_gpu import Remote, gpu, lowered  # noqa: F401
 from tests.support.training_data import write_training_data
 
 STAGE = Schedule(steps=2, learning_rate=1e-3, warm_up=1, save_every=2)
 
 
-def trainings(root: Path, made: Path) -> dict[str, Callable[[Path, Path, Place], object]]:
+def trainings(root: Path, made: Path) -> dict[str, Callable[[Path, Path, Device], object]]:
     """Every stage in miniature: from work folder, folder to write to, and place to what was measured.
 
     Args:
@@ -140,7 +140,7 @@ def test_every_stage_goes_on_a_gpu_as_on_the_cpu(
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(torch.optim.AdamW, "step", step)
-        trainings(root, on_cpu)[stage](new(tmp_path / "work"), tmp_path / "out", Place(gpu))
+        trainings(root, on_cpu)[stage](new(tmp_path / "work"), tmp_path / "out", Device(gpu))
     assert weights(tmp_path / "out") == weights(on_cpu / stage)
     checkpoints = [path for path in (on_cpu / "work" / stage).glob("*.pt") if ".best" not in path.name]
     assert checkpoints
@@ -158,9 +158,9 @@ class Interrupted(Exception):
 def test_a_run_goes_on_where_another_device_left_it(moves: str, gpu: str, tmp_path: Path) -> None:  # noqa: F811
     """The best state too, which here is that of before the move."""
     schedule = Schedule(steps=6, learning_rate=0.1, warm_up=1, save_every=2)
-    first, second = (CPU, Place(gpu)) if moves == "there" else (Place(gpu), CPU)
+    first, second = (CPU, Device(gpu)) if moves == "there" else (Device(gpu), CPU)
 
-    def run(work: Path, place: Place, stop: int = 6) -> torch.nn.Linear:
+    def run(work: Path, place: Device, stop: int = 6) -> torch.nn.Linear:
         torch.manual_seed(1)
         model = torch.nn.Linear(3, 2)
 

@@ -13,7 +13,7 @@ from transformers.models.clip.image_processing_pil_clip import CLIPImageProcesso
 from multisc.errors import BadInputError
 from multisc.models.prompts import CORNERS, prompts_of
 from multisc.training import diffusion, fcn, subjects, vae
-from multisc.training.average import Averaged
+from multisc.training.ema import ExponentialMovingAverage
 from multisc.training.photographs import Photograph, Polygon, load_photographs
 from multisc.training.teacher import GRID
 from tests.support.paths import DATA
@@ -179,11 +179,11 @@ def test_training_lowers_the_loss(photograph):
     captions = diffusion.Captions([photograph], {}, ["one.png"])
     batches = diffusion.Batches(examples, captions, tokenizer, processor, setup)
     scheduler = DDIMScheduler(clip_sample=False)
-    trainee = Averaged(diffusion.Conditioned(tokenizer))
+    trainee = ExponentialMovingAverage(diffusion.Conditioned(tokenizer))
     optimiser = torch.optim.AdamW(trainee.online.parameters(), lr=2e-3)
     losses = []
     for step in range(20):
-        trainee.follow(step, 0.5)
+        trainee.update(step, 0.5)
         rng = np.random.default_rng(step)
         loss = diffusion.l_simple(trainee.online, scheduler, batches.draw(rng), rng)
         optimiser.zero_grad()

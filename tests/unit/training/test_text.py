@@ -24,9 +24,9 @@ from multisc.training.blip_tokenizers import bert_tokenizer
 from multisc.training.captioning import measure, write_block_captions
 from multisc.training.channel import NoisyCaptions
 from multisc.training.data import HELD_OUT_IMAGES, load_caption_data, normalise_caption, quarters
+from multisc.training.device import Device, find_device
 from multisc.training.distil import CHANNELS, distil, principal_features
 from multisc.training.loop import Schedule, fit
-from multisc.training.place import Place, find_place
 from multisc.training.teacher import GRID
 from multisc.training.tokenizers import bart_tokenizer, qwen2_tokenizer, train_bpe
 from multisc.training.views import WHOLE, View, pixel_values, random_view
@@ -356,7 +356,7 @@ def test_a_device_that_is_not_there_is_named(
     monkeypatch.setattr(torch.cuda, "is_available", lambda: devices > 0)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: devices)
     with pytest.raises(BadInputError, match=there_is):
-        find_place(asked)
+        find_device(asked)
 
 
 @pytest.mark.parametrize("device", ["cpu", "cuda", "cuda:1"])
@@ -373,7 +373,7 @@ def test_the_command_line_trains_every_stage_on_the_device(
         monkeypatch.setattr(stage, "train", lambda *_, place, stage=stage, **__: places.update({stage: place}) or {})
     command = ["train", "all", "--data", str(tmp_path), "--out", str(tmp_path)]
     assert main([*command, "--device", device] if device != "cpu" else command) == 0
-    assert places == dict.fromkeys(stages, Place(device))
+    assert places == dict.fromkeys(stages, Device(device))
 
 
 def test_memory_that_is_short_is_one_line(
@@ -388,4 +388,4 @@ def test_memory_that_is_short_is_one_line(
 
 
 def test_attention_is_what_is_fast_on_the_device() -> None:
-    assert [Place(device).attention for device in ("cpu", "cuda", "cuda:1")] == ["eager", "sdpa", "sdpa"]
+    assert [Device(device).attention for device in ("cpu", "cuda", "cuda:1")] == ["eager", "sdpa", "sdpa"]

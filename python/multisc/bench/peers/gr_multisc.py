@@ -11,8 +11,8 @@ import time
 import pmt
 from gnuradio import blocks, gr
 from gnuradio.multisc import burst_receiver, demodulator
-from gnuradio.multisc.burst import BUFFER
-from gnuradio.multisc.message_block import Faults, MessageBlock
+from gnuradio.multisc.blocks.burst import BUFFER
+from gnuradio.multisc.blocks.message_block import Faults, MessageBlock
 
 from multisc.phy.config import PhyConfig
 

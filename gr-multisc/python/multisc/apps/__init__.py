@@ -1,0 +1,1 @@
+"""The programs: ``multisc flowgraph`` and ``multisc air``."""

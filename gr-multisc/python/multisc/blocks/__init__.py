@@ -1,0 +1,1 @@
+"""The GNU Radio blocks: thin adapters over the library ``multisc``."""

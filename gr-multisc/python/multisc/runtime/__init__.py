@@ -1,0 +1,1 @@
+"""What surrounds the blocks at run time: radio front ends, complete flowgraphs, their orderly end."""

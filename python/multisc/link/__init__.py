@@ -1,1 +1,0 @@
-"""The ZeroMQ link between the flowgraph process and the inference process."""

@@ -1,0 +1,1 @@
+"""From streams to samples and back without GNU Radio: transmitter, receiver, simulated channel."""
