@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from multisc.phy.channel_estimate import smoother_of, tracker_of
 from multisc.phy.config import PhyConfig
 from multisc.phy.drift import PRIOR, fit_line, track
-from multisc.phy.ofdm import PILOT_PERIOD, grid_of
+from multisc.phy.ofdm import grid_of
 from multisc.phy.phasor import phasors
 
 _NOISE_BLOCK = 8  # symbols whose pilots share a noise estimate
@@ -114,6 +114,15 @@ def _equalise(grid, channel, left, part, phase, slope, noise, columns, carriers,
         level, weights, spread = noise[s], picked[row], variance[s]
         for d in range(data):
             spread[d] = level * weights[d]
+
+
+@njit(cache=True, nogil=True)
+def _pick(grid, columns, out):  # type: ignore[no-untyped-def]
+    """The values of symbols in the columns (PILOT_PERIOD, pilots) of their pilots."""
+    for s in range(len(out)):
+        places = columns[s % len(columns)]
+        for p in range(places.size):
+            out[s, p] = grid[s, places[p]]
 
 
 class BurstEstimator:
@@ -237,7 +246,7 @@ class BurstEstimator:
         error = (heard - expected)[first:]
         error = (error.real**2 + error.imag**2) / (1.0 - taken)
         power = np.maximum(expected[first:].real ** 2 + expected[first:].imag ** 2, 1e-35)
-        mean = float(np.mean(error, dtype=np.float64))
+        mean = float(error.sum(dtype=np.float64)) / error.size
         evm = float(np.sqrt(mean / np.mean(power)))
         count = self._noise_count + error.size
         self._heard_noise = max((self._noise_count * self.noise + error.size * mean) / count, self._least)
@@ -250,13 +259,12 @@ class BurstEstimator:
         """The channel as heard at each pilot, and the pilots' signed subcarriers."""
         count = len(grid)
         received = np.empty((count, self._config.pilots), np.complex64)
-        for row, columns in enumerate(self._grid.pilot_columns):
-            received[row::PILOT_PERIOD] = grid[row::PILOT_PERIOD, columns]
+        _pick(grid, self._grid.pilot_columns, received)
         return received * np.conj(self._grid.pilots[:count]), self._grid.pilot_carriers[:count]
 
     def _at_pilots(self, channel: NDArray[np.complex64], count: int) -> NDArray[np.complex64]:
         """A channel that does not change, at the pilots of the first ``count`` symbols."""
-        return np.tile(channel[self._grid.pilot_columns], (-(-count // PILOT_PERIOD), 1))[:count]
+        return channel[self._grid.pilot_columns_of(0, count)]
 
     def _noise_profile(self, error: NDArray[np.float32]) -> NDArray[np.float32]:
         """Noise of each symbol: the pilots of its block, drawn towards the burst's mean."""
@@ -294,7 +302,7 @@ def _parts(values: NDArray[np.complex64]) -> NDArray[np.float32]:
 
 
 def _mean_power(values: NDArray[np.complex64]) -> float:
-    return float(np.mean(values.real**2 + values.imag**2, dtype=np.float64))
+    return float((values.real**2 + values.imag**2).sum(dtype=np.float64)) / values.size
 
 
 def _between(knots: NDArray[np.float64], times: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.float32]]:

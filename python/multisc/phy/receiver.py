@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,7 +20,7 @@ from multisc.phy.orthogonal import fits
 from multisc.phy.preamble import LONG_SYMBOLS, preamble_of
 from multisc.phy.sync import BACKOFF, DETECTION_BLOCK, Detection, Detector, FineTiming, Timing
 
-_PIECE = 1 << 16  # samples of a long push taken in at once, so that memory stays bounded
+PIECE = 1 << 16  # samples of a long push taken in at once, so that memory stays bounded
 MAX_OVERLAP = 4  # bursts that may be on the air at once; headers that claim more are refused
 
 
@@ -94,6 +95,20 @@ class IdealSync:
     cfo: float = 0.0
 
 
+class Searched(NamedTuple):
+    """What a search found.
+
+    Args:
+        detections: in order.
+        end: samples below this index have been searched.
+        final: whether the stream ends there.
+    """
+
+    detections: list[Detection]
+    end: int
+    final: bool = False
+
+
 @dataclass
 class _Opened:
     """A burst on its way through the receiver."""
@@ -113,7 +128,8 @@ class BurstReceiver:
 
     What comes out depends on the samples alone, bit for bit, and not on how they are cut into pushes. Memory is
     bounded by the longest burst. Every detection is followed up on its own, so that neither a false one nor a burst
-    under another hides a burst. Not thread-safe.
+    under another hides a burst. ``push`` and ``flush`` are for one thread. They consist of a search and of what follows
+    it up, which may run in two: see ``multisc.phy.pipeline``.
 
     Args:
         config: numerology; headers that claim more than ``max_payload_symbols`` are refused.
@@ -146,11 +162,9 @@ class BurstReceiver:
         Returns:
             The bursts that are now complete, in the order of their beginning.
         """
-        self.counters.samples += samples.size
         bursts: list[ReceivedBurst] = []
-        for first in range(0, samples.size, _PIECE):
-            self.counters.bad_samples += self._buffer.append(samples[first : first + _PIECE])
-            bursts += self._advance(final=False)
+        for first in range(0, samples.size, PIECE):
+            bursts += self.follow_up(self.search(samples[first : first + PIECE]))
         return bursts
 
     def flush(self) -> list[ReceivedBurst]:
@@ -158,44 +172,59 @@ class BurstReceiver:
 
         Samples pushed later begin a new stream; their indices go on counting.
         """
-        bursts = self._advance(final=True)
-        self._buffer.release(self._buffer.end)
-        self._searched = self._buffer.end
-        self._ends.clear()
-        return bursts
+        return self.follow_up(self.search_end())
 
-    def _advance(self, final: bool) -> list[ReceivedBurst]:
-        bursts: list[ReceivedBurst] = []
+    def search(self, samples: NDArray[np.complex64]) -> Searched:
+        """The first half of ``push``.
+
+        Args:
+            samples: complex64 of shape (n,), at most ``PIECE``.
+
+        Returns:
+            What is to be followed up.
+        """
+        self.counters.samples += samples.size
+        self.counters.bad_samples += self._buffer.append(samples)
+        need = DETECTION_BLOCK + self._detector.lookahead
+        return self._search(need)
+
+    def search_end(self) -> Searched:
+        """The first half of ``flush``."""
+        found = self._search(1)
+        detections = [*found.detections, *self._detector.flush()]
+        self.counters.detections += len(detections) - len(found.detections)
+        self._searched = self._buffer.end
+        return Searched(detections, self._searched, final=True)
+
+    def _search(self, need: int) -> Searched:
+        """Search the blocks of which at least ``need`` samples are there."""
+        detections: list[Detection] = []
         if self._ideal is None:
-            need = DETECTION_BLOCK + self._detector.lookahead
-            while self._buffer.end - self._searched >= need or (final and self._searched < self._buffer.end):
-                block = self._buffer.view(self._searched, need)
-                self._add(self._detector.process(block, self._searched))
+            while self._buffer.end - self._searched >= need:
+                block = self._buffer.view(self._searched, DETECTION_BLOCK + self._detector.lookahead)
+                detections += self._detector.process(block, self._searched)
                 self._searched += DETECTION_BLOCK
-                bursts += self._follow_up(final=False)
-                self._release()
-            if final:
-                self._add(self._detector.flush())
         else:
             while self._next_start is not None and self._next_start < self._buffer.end:
-                self._add([Detection(self._next_start, self._ideal.cfo, 1.0)])
+                detections.append(Detection(self._next_start, self._ideal.cfo, 1.0))
                 self._next_start = next(self._starts, None)
             self._searched = self._buffer.end
-        bursts += self._follow_up(final)
-        self._release()
-        return bursts
-
-    def _add(self, detections: list[Detection]) -> None:
         self.counters.detections += len(detections)
-        self._pending.extend(detections)
+        return Searched(detections, self._searched)
 
-    def _release(self) -> None:
-        """Let go of samples that nothing can ask for any more."""
-        reach = self._fine.before + 2 * self._detector.lookahead
-        oldest = self._searched
+    def follow_up(self, searched: Searched) -> list[ReceivedBurst]:
+        """The second half of ``push`` and of ``flush``, for each search in turn."""
+        self._pending.extend(searched.detections)
+        bursts = self._follow_up(searched.final)
+        # Let go of samples that nothing can ask for any more.
+        oldest = searched.end
         if self._pending:
             oldest = min(oldest, self._pending[0].start)
-        self._buffer.release(oldest - reach)
+        self._buffer.release(oldest - self._fine.before - 2 * self._detector.lookahead)
+        if searched.final:
+            self._buffer.release(searched.end)
+            self._ends.clear()
+        return bursts
 
     def _follow_up(self, final: bool) -> list[ReceivedBurst]:
         """Take the detections in order as far as the samples reach."""
