@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import NamedTuple
 
 import numpy as np
@@ -36,16 +37,14 @@ class _Window(NamedTuple):
 class SampleBuffer:
     """Samples addressed by their index in the stream; old ones are released, those never received read as zero.
 
-    One thread may append while another reads and releases: a view stays as it is until the next release. When an array
-    is full, what is not released yet is copied to another, and the two take turns.
+    One thread may append and others read: samples never move, so that a view stays as it is. When an array is full, what
+    is not released yet is copied to another one; arrays are used again when no view of them is left.
     """
 
     def __init__(self) -> None:
         self._window = _Window(np.empty(_LEAST, np.complex64), 0, 0)
         self._kept = 0  # samples below this index are released
-        self._releases = 0
-        self._spare = np.empty(0, np.complex64)  # was in use until there had been ``_spare_since`` releases
-        self._spare_since = 0
+        self._spare = np.empty(0, np.complex64)  # the array before
 
     @property
     def end(self) -> int:
@@ -73,21 +72,18 @@ class SampleBuffer:
             drop = min(self._kept - base, used)
             base, used = base + drop, used - drop
             least = max(_LEAST, 2 * (used + samples.size))
-            free = self._spare.size if self._releases > self._spare_since else 0  # nobody looks at it any more
+            # Two references: that of this object and that of the call itself.
+            free = self._spare.size if sys.getrefcount(self._spare) <= 2 else 0
             data = self._spare if free >= least else np.empty(2 * least, np.complex64)
             data[:used] = before[drop : drop + used]
+            self._spare = before
         target = data[used : used + samples.size]
         bad = _copy_clean(samples.view(np.float32), target.view(np.float32), np.float32(LARGEST))
         self._window = _Window(data, base, used + samples.size)
-        if data is not before:
-            self._spare, self._spare_since = before, self._releases  # counted once no new view can be of it
         return int(bad)
 
     def view(self, start: int, count: int) -> NDArray[np.complex64]:
-        """The samples start to start + count - 1; zeros where none were received or they are released.
-
-        The result is valid until the next release by the reading thread, or append by the appending one.
-        """
+        """The samples start to start + count - 1; zeros where none were received or they are released."""
         data, base, used = self._window
         first = max(self._kept - base, 0)
         low, high = start - base, start - base + count
@@ -100,6 +96,5 @@ class SampleBuffer:
         return out
 
     def release(self, index: int) -> None:
-        """Forget the samples below an index, and give up all views the calling thread has."""
+        """Forget the samples below an index; views of them stay as they are."""
         self._kept = max(self._kept, index)
-        self._releases += 1

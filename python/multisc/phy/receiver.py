@@ -110,8 +110,8 @@ class Searched(NamedTuple):
 
 
 @dataclass
-class _Opened:
-    """A burst on its way through the receiver."""
+class OpenBurst:
+    """A burst on its way through the receiver, of which more and more is known."""
 
     timing: Timing
     estimator: BurstEstimator
@@ -120,7 +120,10 @@ class _Opened:
     head: bytes = b""
     header: BurstHeader | None = None
     header_symbols: int = 0
-    grids: list[NDArray[np.complex64]] = field(default_factory=list)
+    description: NDArray[np.complex64] | None = None  # the description as it was sent
+    grid: NDArray[np.complex64] = field(default_factory=lambda: np.empty((0, 0), np.complex64))  # from symbol 0 on
+    here: int = 0  # payload symbols that arrived...
+    payload: NDArray[np.complex64] | None = None  # ...and their samples
 
 
 class BurstReceiver:
@@ -128,8 +131,8 @@ class BurstReceiver:
 
     What comes out depends on the samples alone, bit for bit, and not on how they are cut into pushes. Memory is
     bounded by the longest burst. Every detection is followed up on its own, so that neither a false one nor a burst
-    under another hides a burst. ``push`` and ``flush`` are for one thread. They consist of a search and of what follows
-    it up, which may run in two: see ``multisc.phy.pipeline``.
+    under another hides a burst. ``push`` and ``flush`` are for one thread. They consist of three stages, ``search``,
+    ``follow_up`` and ``finish``, which may run in a thread each: see ``multisc.phy.pipeline``.
 
     Args:
         config: numerology; headers that claim more than ``max_payload_symbols`` are refused.
@@ -147,7 +150,7 @@ class BurstReceiver:
         self._buffer = SampleBuffer()
         self._searched = 0  # samples below this index have been searched for preambles
         self._pending: deque[Detection] = deque()
-        self._opened: _Opened | None = None
+        self._opened: OpenBurst | None = None
         self._ends: deque[int] = deque(maxlen=MAX_OVERLAP)  # of the latest bursts accepted
         self._ideal = ideal
         self._starts: Iterator[int] = iter(ideal.starts) if ideal else iter(())
@@ -164,7 +167,7 @@ class BurstReceiver:
         """
         bursts: list[ReceivedBurst] = []
         for first in range(0, samples.size, PIECE):
-            bursts += self.follow_up(self.search(samples[first : first + PIECE]))
+            bursts += map(self.finish, self.follow_up(self.search(samples[first : first + PIECE])))
         return bursts
 
     def flush(self) -> list[ReceivedBurst]:
@@ -172,10 +175,10 @@ class BurstReceiver:
 
         Samples pushed later begin a new stream; their indices go on counting.
         """
-        return self.follow_up(self.search_end())
+        return list(map(self.finish, self.follow_up(self.search_end())))
 
     def search(self, samples: NDArray[np.complex64]) -> Searched:
-        """The first half of ``push``.
+        """The first stage of ``push``: detection.
 
         Args:
             samples: complex64 of shape (n,), at most ``PIECE``.
@@ -189,7 +192,7 @@ class BurstReceiver:
         return self._search(need)
 
     def search_end(self) -> Searched:
-        """The first half of ``flush``."""
+        """The first stage of ``flush``."""
         found = self._search(1)
         detections = [*found.detections, *self._detector.flush()]
         self.counters.detections += len(detections) - len(found.detections)
@@ -212,8 +215,12 @@ class BurstReceiver:
         self.counters.detections += len(detections)
         return Searched(detections, self._searched)
 
-    def follow_up(self, searched: Searched) -> list[ReceivedBurst]:
-        """The second half of ``push`` and of ``flush``, for each search in turn."""
+    def follow_up(self, searched: Searched) -> list[OpenBurst]:
+        """The second stage, for each search in turn: synchronisation and headers.
+
+        Returns:
+            The bursts that have arrived as far as they ever will, to be finished.
+        """
         self._pending.extend(searched.detections)
         bursts = self._follow_up(searched.final)
         # Let go of samples that nothing can ask for any more.
@@ -226,9 +233,9 @@ class BurstReceiver:
             self._ends.clear()
         return bursts
 
-    def _follow_up(self, final: bool) -> list[ReceivedBurst]:
+    def _follow_up(self, final: bool) -> list[OpenBurst]:
         """Take the detections in order as far as the samples reach."""
-        bursts: list[ReceivedBurst] = []
+        bursts: list[OpenBurst] = []
         while self._pending:
             try:
                 done, burst = self._step(self._pending[0], final)
@@ -244,11 +251,11 @@ class BurstReceiver:
                 bursts.append(burst)
         return bursts
 
-    def _step(self, detection: Detection, final: bool) -> tuple[bool, ReceivedBurst | None]:
+    def _step(self, detection: Detection, final: bool) -> tuple[bool, OpenBurst | None]:
         """Bring one detection forward.
 
         Returns:
-            Whether it is done with, and the burst if there is one.
+            Whether it is done with here, and the burst if there is one.
 
         Raises:
             HeaderError: when there is no right header.
@@ -282,18 +289,25 @@ class BurstReceiver:
         if here < wanted and not final:
             return False, None
         self.counters.truncated += here < wanted
-        return True, self._finish(opened, max(here, 0))
+        opened.here = max(here, 0)
+        if here > 0:
+            opened.payload = self._samples(opened, opened.header_symbols, here)
+        return True, opened
+
+    def _samples(self, opened: OpenBurst, first: int, count: int) -> NDArray[np.complex64]:
+        """The samples of symbols ``first`` to ``first + count - 1``, without the prefix of the first."""
+        step = self.config.symbol_samples
+        return self._buffer.view(opened.first_symbol + first * step, (count - 1) * step + self.config.fft_size)
 
     def _demodulate(
-        self, opened: _Opened, first: int, count: int, out: NDArray[np.complex64] | None = None
-    ) -> NDArray[np.complex64]:
-        """The grid of symbols ``first`` to ``first + count - 1``, in ``out`` if it is given."""
+        self, opened: OpenBurst, first: int, samples: NDArray[np.complex64], grid: NDArray[np.complex64]
+    ) -> None:
+        """Demodulate symbols from ``first`` on, as many as ``grid`` has rows."""
         step = self.config.symbol_samples
-        begin = opened.first_symbol + first * step
-        samples = self._buffer.view(begin, (count - 1) * step + self.config.fft_size)
-        return to_grid(samples, 0, count, step, opened.timing.seen_from(begin), self.config, out)
+        timing = opened.timing.seen_from(opened.first_symbol + first * step)
+        to_grid(samples, 0, len(grid), step, timing, self.config, grid)
 
-    def _open(self, detection: Detection) -> _Opened:
+    def _open(self, detection: Detection) -> OpenBurst:
         """Synchronise, estimate the channel, read the control part."""
         n = self.config.fft_size
         if self._ideal is not None:
@@ -307,26 +321,29 @@ class BurstReceiver:
             training = self._buffer.view(begin, LONG_SYMBOLS * n)
             received = to_grid(training, 0, LONG_SYMBOLS, n, timing.seen_from(begin), self.config)
             estimator = BurstEstimator(self.config, received, self._preamble.long)
-        opened = _Opened(timing, estimator, timing.start + self._preamble.length + self.config.cyclic_prefix)
-        grid = self._demodulate(opened, 0, self._codec.control_symbols)
-        opened.grids.append(grid)
+        opened = OpenBurst(timing, estimator, timing.start + self._preamble.length + self.config.cyclic_prefix)
+        grid = np.empty((self._codec.control_symbols, self.config.occupied), np.complex64)
+        self._demodulate(opened, 0, self._samples(opened, 0, len(grid)), grid)
+        opened.grid = grid
         opened.control, opened.head = self._codec.decode_control(*estimator.read_header(grid))
         return opened
 
-    def _read_header(self, opened: _Opened, symbols: int) -> None:
+    def _read_header(self, opened: OpenBurst, symbols: int) -> None:
         """Read the description; what is known by then of the header sharpens the channel, first its control part."""
         assert opened.control is not None
         first = self._codec.control_symbols
-        opened.estimator.learn(opened.grids[0], self._grid.fill(self._codec.control_sent(opened.head)), 0)
-        opened.grids.append(self._demodulate(opened, first, symbols - first))
-        grid = np.concatenate(opened.grids)
+        control = opened.grid
+        opened.estimator.learn(control, self._grid.fill(self._codec.control_sent(opened.head)), 0)
+        grid = np.empty((symbols, self.config.occupied), np.complex64)
+        grid[:first] = control
+        self._demodulate(opened, first, self._samples(opened, first, symbols - first), grid[first:])
         data, variance = opened.estimator.read_header(grid)
-        header, sent = self._codec.decode_description(opened.control, opened.head, data[first:], variance[first:])
-        opened.estimator.learn(opened.grids[1], self._grid.fill(sent, first), first)
-        opened.header, opened.header_symbols = header, symbols
-        opened.grids = [grid]
+        opened.header, opened.description = self._codec.decode_description(
+            opened.control, opened.head, data[first:], variance[first:]
+        )
+        opened.header_symbols, opened.grid = symbols, grid
 
-    def _accept(self, opened: _Opened) -> bool:
+    def _accept(self, opened: OpenBurst) -> bool:
         """Whether the header's claims stay within the receiver's limits.
 
         Raises:
@@ -345,17 +362,20 @@ class BurstReceiver:
         self._ends.append(start + self._preamble.length + samples)
         return True
 
-    def _finish(self, opened: _Opened, here: int) -> ReceivedBurst:
-        """Demodulate the first ``here`` payload symbols; the others were never received."""
-        header, estimator, first = opened.header, opened.estimator, opened.header_symbols
+    def finish(self, opened: OpenBurst) -> ReceivedBurst:
+        """The third stage, for each burst that ``follow_up`` returned, in any thread: the payload."""
+        header, estimator, first, here = opened.header, opened.estimator, opened.header_symbols, opened.here
         assert header is not None
+        assert opened.description is not None
+        control = self._codec.control_symbols
+        estimator.learn(opened.grid[control:], self._grid.fill(opened.description, control), control)
         missing = (header.payload_symbols - here, self.config.data_carriers)
         symbols, variance = np.zeros(missing, np.complex64), np.full(missing, np.inf, np.float32)
         evm = float("nan")
-        if here > 0:
+        if opened.payload is not None:
             grid = np.empty((first + here, self.config.occupied), np.complex64)
-            grid[:first] = opened.grids[0]
-            self._demodulate(opened, first, here, grid[first:])
+            grid[:first] = opened.grid
+            self._demodulate(opened, first, opened.payload, grid[first:])
             received, spread, evm = estimator.equalise(grid, first)
             symbols = np.concatenate([received, symbols]) if missing[0] else received
             variance = np.concatenate([spread, variance]) if missing[0] else spread
