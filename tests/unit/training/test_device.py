@@ -128,6 +128,7 @@ def gradients(checkpoint: Path) -> torch.Tensor:
     return torch.cat([state["exp_avg"].flatten() for state in states])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stage", trainings(Path(), Path()))
 def test_every_stage_goes_on_a_gpu_as_on_the_cpu(
     stage: str,
