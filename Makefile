@@ -7,6 +7,8 @@ VENV := .venv
 READY := $(VENV)/.ready
 READY_TESTS := $(VENV)/.ready-tests
 OUT ?= out/demo
+# Whole files go to a worker, the long ones first: those of tests/gnuradio and tests/integration.
+PARALLEL := -n 2 --dist loadfile --no-loadscope-reorder
 
 .PHONY: demo setup setup-tests lint check test clean
 
@@ -23,10 +25,10 @@ lint: $(READY_TESTS)
 	@$(VENV)/bin/mypy
 
 check: lint
-	@$(VENV)/bin/python -m pytest tests/unit -m "not slow"
+	@$(VENV)/bin/python -m pytest $(PARALLEL) tests/unit -m "not slow"
 
 test: lint
-	@$(VENV)/bin/python -m pytest
+	@$(VENV)/bin/python -m pytest $(PARALLEL)
 
 $(READY): setup.sh requirements.lock pyproject.toml
 	@PYTHON=$(PYTHON) ./setup.sh $(VENV)
