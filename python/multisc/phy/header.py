@@ -1,6 +1,6 @@
 """The burst header: what it says, its bytes, and its coding onto OFDM symbols.
 
-Bytes are big-endian, numbers marked *varint* are LEB128. ``docs/waveform.md`` specifies every field.
+Bytes are big-endian, numbers marked *varint* are LEB128. ``docs/reference/waveform.md`` specifies every field.
 """
 
 from __future__ import annotations
