@@ -70,7 +70,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "--handler",
         metavar="MODULE:FACTORY",
         default=SYSTEMS_HANDLER,
-        help="serve systems of your own (docs/link.md)",
+        help="serve systems of your own (docs/reference/inference.md)",
     )
     parser.add_argument(
         "--parent-fd", type=int, metavar="FD", help="a socket to the parent: report there, end with it"

@@ -166,6 +166,7 @@ def test_any_text_has_tokens():
     assert tokenizer.decode(ids, skip_special_tokens=True).replace(" ", "") == text.replace(" ", "")
 
 
+@pytest.mark.slow
 def test_training_lowers_the_loss(photograph):
     """Twenty steps on one picture, through batches, conditions and eq. 11, and the average follows."""
     torch.manual_seed(0)
