@@ -123,7 +123,7 @@ class InferenceClient:
         return self._request(make, wire.DecodedReply, self._timeout_s).reconstruction
 
     def status(self, timeout_s: float = STATUS_TIMEOUT_S) -> dict[str, Any]:
-        """Return the server's health and metrics (docs/link.md).
+        """Return the server's health and metrics (docs/reference/inference.md).
 
         Raises:
             LinkError: when it does not answer in time.

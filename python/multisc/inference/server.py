@@ -1,7 +1,7 @@
 """The inference process: one address, a bounded queue, and the workers behind it.
 
 One thread, which never computes: it answers at once however long the requests take. It parses every
-message completely before a worker sees it. docs/link.md describes the protocol.
+message completely before a worker sees it. docs/reference/inference.md describes the protocol.
 """
 
 from __future__ import annotations

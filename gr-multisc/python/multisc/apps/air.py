@@ -51,7 +51,7 @@ POLL_S = 0.02
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add what a run on the air needs."""
-    group = parser.add_argument_group("radio (docs/over-the-air.md)")
+    group = parser.add_argument_group("radio (docs/how-to/over-the-air.md)")
     group.add_argument("--sdr", choices=DRIVERS, help="over the air through SoapySDR or UHD instead of a simulation")
     mode = group.add_mutually_exclusive_group()
     mode.add_argument("--tx", dest="mode", action="store_const", const="tx", help="send")

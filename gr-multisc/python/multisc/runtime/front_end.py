@@ -1,7 +1,7 @@
 """Front ends of radios: USRP through gr-uhd, HackRF and others through gr-soapy, checked against what they can do.
 
 Neither gr-uhd (which brings Qt) nor gr-soapy is imported before a radio is asked for. Nothing here was ever run on a
-USRP; what was tested on what stands in docs/over-the-air.md.
+USRP; what was tested on what stands in docs/how-to/over-the-air.md.
 """
 
 from __future__ import annotations
