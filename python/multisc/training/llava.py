@@ -74,7 +74,7 @@ class LlavaRecipe:
     blur: float = 0.1
     consensus_samples: int = 32
     consensus_temperature: float = 0.5
-    language: Schedule = field(default_factory=lambda: Schedule(steps=900, learning_rate=2e-3, save_every=100))
+    language: Schedule = field(default_factory=lambda: Schedule(steps=600, learning_rate=2e-3, save_every=100))
     captions: Schedule = field(default_factory=lambda: Schedule(steps=3600, learning_rate=1.5e-3, save_every=200))
 
 
