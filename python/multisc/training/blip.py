@@ -42,7 +42,7 @@ class BlipRecipe:
     """
 
     grid: int = 4
-    width: int = 256
+    width: int = 160
     viewing: Viewing = field(default_factory=Viewing)
     seed: int = 6
     batch: int = 64
@@ -62,8 +62,8 @@ def make_model(tokenizer: BertTokenizer, recipe: BlipRecipe) -> EncoderBlip:
         hidden_size=recipe.width,
         encoder_hidden_size=vision.hidden_size,
         intermediate_size=3 * recipe.width,
-        num_hidden_layers=3,
-        num_attention_heads=4,
+        num_hidden_layers=2,
+        num_attention_heads=5,
         max_position_embeddings=64,
         bos_token_id=tokenizer.convert_tokens_to_ids(START),
         eos_token_id=tokenizer.sep_token_id,

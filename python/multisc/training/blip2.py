@@ -133,11 +133,11 @@ def make_model(tokenizer: GPT2Tokenizer, recipe: Blip2Recipe) -> EncoderBlip2:
     )
     language = OPTConfig(
         vocab_size=len(tokenizer),
-        hidden_size=256,
-        word_embed_proj_dim=256,
-        ffn_dim=768,
+        hidden_size=192,
+        word_embed_proj_dim=192,
+        ffn_dim=512,
         num_hidden_layers=3,
-        num_attention_heads=4,
+        num_attention_heads=6,
         max_position_embeddings=96,
         dropout=0.0,
         pad_token_id=tokenizer.pad_token_id,
