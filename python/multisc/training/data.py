@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import random
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,9 +19,13 @@ from PIL import Image
 
 from multisc.errors import BadInputError
 
-HELD_OUT_IMAGES = 60
-HELD_OUT_SENTENCES = 1000
+HELD_OUT_IMAGES = 500
 SPLIT_SEED = 20261120
+VOC_CLASSES = (
+    "airplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow", "table", "dog", "horse",
+    "motorcycle", "person", "plant", "sheep", "sofa", "train", "television",
+)  # fmt: skip
+LEAST_SHARE = 0.02  # of a photograph that a class of VOC must cover to be named
 
 
 @dataclass(frozen=True)
@@ -43,14 +48,16 @@ class CaptionData:
     Args:
         root: the data directory.
         train: captioned photographs to train on.
+        named: photographs of which only the classes of what they show are known; their captions say those.
         held_out: captioned photographs that no training sees.
         unlabelled: photographs without captions.
         sentences: further sentences to train on.
-        held_out_sentences: sentences that no training sees.
+        held_out_sentences: two of each held-out photograph.
     """
 
     root: Path
     train: tuple[CaptionedImage, ...]
+    named: tuple[CaptionedImage, ...]
     held_out: tuple[CaptionedImage, ...]
     unlabelled: tuple[CaptionedImage, ...]
     sentences: tuple[str, ...]
@@ -59,7 +66,7 @@ class CaptionData:
     @property
     def training_sentences(self) -> list[str]:
         """All sentences that may be trained on: those of the training photographs and the further ones."""
-        return [c for image in self.train for c in image.captions] + list(self.sentences)
+        return [c for image in (*self.train, *self.named) for c in image.captions] + list(self.sentences)
 
 
 def normalise_caption(text: str) -> str:
@@ -77,6 +84,8 @@ def normalise_caption(text: str) -> str:
 def load_caption_data(root: Path) -> CaptionData:
     """Read the captions and list the photographs.
 
+    The further sentences are those that no photograph has, held out or not: many of theirs stand among them.
+
     Args:
         root: the data directory.
 
@@ -84,36 +93,47 @@ def load_caption_data(root: Path) -> CaptionData:
         BadInputError: when a file of the data set is missing.
     """
     try:
-        flickr_text = (root / "flickr900" / "captions.json").read_text()
-        coco_text = (root / "coco160" / "captions.json").read_text()
+        large = _flickr(root, "flickr8k")
+        small = _flickr(root, "flickr900")
+        coco = _coco(json.loads((root / "coco160" / "captions.json").read_text()))
+        labels = json.loads((root / "objects1000" / "labels.json").read_text())
         lines = (root / "captions.txt").read_text().splitlines()
     except FileNotFoundError as error:
         raise BadInputError(
             f"training data: {error.filename} is missing; --data must name the data directory"
         ) from None
-    flickr = [
-        CaptionedImage(f"flickr900/images/{name}", tuple(filter(None, map(normalise_caption, sentences))))
-        for name, sentences in sorted(json.loads(flickr_text).items())
-    ]
-    random.Random(SPLIT_SEED).shuffle(flickr)
-    coco = _coco(json.loads(coco_text))
-    described = {image.path for image in flickr + coco}
+    random.Random(SPLIT_SEED).shuffle(large)
+    held_out = tuple(large[:HELD_OUT_IMAGES])
+    # Many photographs are in both folders, under one name.
+    known = {Path(image.path).name for image in large}
+    train = (*large[HELD_OUT_IMAGES:], *(image for image in small if Path(image.path).name not in known), *coco)
+    named = (*_objects(labels), *_voc(root / "voc_subjects"))
+    listed = {Path(image.path).name for image in (*large, *small, *train, *named)}
     unlabelled = tuple(
         CaptionedImage(str(path.relative_to(root)), ())
-        for folder in ("flickr900", "coco160", "objects1000", "bsds300")
+        for folder in ("coco160", "bsds300")
         for path in sorted((root / folder).rglob("*"))
-        if path.suffix.lower() in {".jpg", ".jpeg", ".png"} and str(path.relative_to(root)) not in described
+        if path.suffix.lower() in {".jpg", ".jpeg", ".png"} and path.name not in listed
     )
-    sentences = tuple(filter(None, map(normalise_caption, lines)))
+    spoken = {caption for image in (*train, *held_out) for caption in image.captions}
     return CaptionData(
         root=root,
-        train=tuple(flickr[HELD_OUT_IMAGES:] + coco),
-        held_out=tuple(flickr[:HELD_OUT_IMAGES]),
+        train=train,
+        named=named,
+        held_out=held_out,
         unlabelled=unlabelled,
-        # Sentences of one photograph are neighbours; the gap keeps the photograph at the border out of both parts.
-        sentences=sentences[: -HELD_OUT_SENTENCES - 5],
-        held_out_sentences=sentences[-HELD_OUT_SENTENCES:],
+        sentences=tuple(text for text in map(normalise_caption, lines) if text and text not in spoken),
+        held_out_sentences=tuple(caption for image in held_out for caption in image.captions[:2]),
     )
+
+
+def _flickr(root: Path, folder: str) -> list[CaptionedImage]:
+    captions = json.loads((root / folder / "captions.json").read_text())
+    images = "images/" if (root / folder / "images").is_dir() else ""
+    return [
+        CaptionedImage(f"{folder}/{images}{name}", tuple(filter(None, map(normalise_caption, sentences))))
+        for name, sentences in sorted(captions.items())
+    ]
 
 
 def _coco(document: dict) -> list[CaptionedImage]:
@@ -125,6 +145,35 @@ def _coco(document: dict) -> list[CaptionedImage]:
         for image in sorted(document["images"], key=lambda image: image["id"])
         if image["id"] in captions
     ]
+
+
+def _objects(labels: dict[str, str]) -> list[CaptionedImage]:
+    return [
+        CaptionedImage(f"objects1000/images/{name}", name_captions([label])) for name, label in sorted(labels.items())
+    ]
+
+
+def _voc(folder: Path) -> list[CaptionedImage]:
+    """The photographs of VOC with the classes that their masks show, the largest first."""
+    found = []
+    for path in sorted((folder / "masks").glob("*.png")):
+        with Image.open(path) as mask:
+            counts = np.bincount(np.asarray(mask).ravel(), minlength=256)[1:21]
+        order = [k for k in np.argsort(-counts, kind="stable") if counts[k] >= LEAST_SHARE * counts.sum()]
+        if order:
+            names = [VOC_CLASSES[k] for k in order]
+            found.append(CaptionedImage(f"voc_subjects/images/{path.stem}.jpg", name_captions(names)))
+    return found
+
+
+def name_captions(names: Sequence[str]) -> tuple[str, ...]:
+    """Say that a picture shows things of these classes, at least one.
+
+    Nothing is put around the names: sentences of one form would agree with each other whatever they name, and win
+    the captioner's vote.
+    """
+    things = " and ".join(f"{'an' if name[0] in 'aeiou' else 'a'} {name}" for name in map(str.lower, names))
+    return (normalise_caption(things),)
 
 
 def load_pixels(root: Path, path: str, longest: int | None = None) -> NDArray[np.uint8]:
