@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from safetensors.torch import load_file
 from transformers import BartConfig
 
-from multisc.training import bart, blip, blip2, data, diffusion, fcn, jscc, llava, subjects, vae, vlf
+from multisc.training import bart, blip, blip2, data, diffusion, fcn, jscc, llava, vae, vlf
 from multisc.training.loop import Schedule, fit
 from multisc.training.place import CPU, Place
 from tests.support.simulated_gpu import Remote, lowered, simulated_gpu
@@ -83,8 +83,7 @@ def miniature() -> Iterator[None]:
         patch.setattr(data, "HELD_OUT_SENTENCES", 8)
         for module in (llava, blip2):
             patch.setattr(module, "teacher_features", lambda _root, paths, _store: noise(len(paths), 341))
-        patch.setattr(fcn, "teacher_features", lambda photographs, *_: noise(len(photographs), 120))
-        patch.setattr(subjects, "fit_probe", lambda *_: subjects.Probe().eval())
+        patch.setattr(fcn, "load_pretrained", lambda _network: None)
         patch.setattr(llava, "write_block_captions", lambda *_: None)
         patch.setattr(bart, "MEASURED_SNR_DB", (5.0,))
         patch.setattr(diffusion, "measure", lambda *given, **named: l_simple(*given, **named, count=1))
