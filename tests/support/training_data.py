@@ -27,10 +27,11 @@ def write_training_data(root: Path) -> Path:
         names = (f"{number}.{ending}" for number in range(100))
         return next(name for name in names if (zlib.crc32(name.encode()) % of == 0) == held_out)
 
-    flickr = {photograph("flickr900/images", f"{number}.jpg"): SENTENCES[:5] for number in range(8)}
-    (root / "flickr900/captions.json").write_text(json.dumps(flickr))
-    photograph("objects1000/images", "object.jpeg")
-    (root / "objects1000/labels.json").write_text("{}")
+    for folder, count in (("flickr900", 4), ("flickr8k", 8)):
+        flickr = {photograph(f"{folder}/images", f"{number}.jpg"): SENTENCES[:5] for number in range(count)}
+        (root / folder / "captions.json").write_text(json.dumps(flickr))
+    labels = {photograph("objects1000/images", "object.jpeg"): "Tench"}
+    (root / "objects1000/labels.json").write_text(json.dumps(labels))
     for held_out in (False, True):
         photograph("bsds300", named(held_out, 16))
     names = [photograph("coco160/images", named(held_out, 3)) for held_out in (False, True)]

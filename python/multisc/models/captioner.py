@@ -118,13 +118,17 @@ class Captioner:
             return []
         inputs = self._prompt(images, query)
         how: dict[str, Any] = {"do_sample": False, "temperature": None, "top_p": None, "top_k": None}
-        if self.samples > 1:
-            inputs = {name: value.repeat_interleave(self.samples, 0) for name, value in inputs.items()}
-            how["logits_processor"] = [_Chance(images, self.samples, self.temperature)]
         with torch.inference_mode():
+            if self.samples > 1:
+                # The picture is looked at once, not once a sample.
+                seen = {"inputs_embeds": self._embedded(inputs), "attention_mask": inputs["attention_mask"]}
+                inputs = {name: value.repeat_interleave(self.samples, 0) for name, value in seen.items()}
+                how["logits_processor"] = [_Chance(images, self.samples, self.temperature)]
             output = self.model.generate(**inputs, **how, max_new_tokens=max_tokens)
+        # What is generated from vectors comes without the prompt's ids.
+        start = inputs["input_ids"].shape[1] if "input_ids" in inputs else 0
         special = set(self.processor.tokenizer.all_special_ids)
-        said = [_until_special(row, special) for row in output[:, inputs["input_ids"].shape[1] :].tolist()]
+        said = [_until_special(row, special) for row in output[:, start:].tolist()]
         groups = [said[start : start + self.samples] for start in range(0, len(said), self.samples)]
         return [group[consensus([self.decode(ids) for ids in group])] for group in groups]
 
@@ -162,6 +166,16 @@ class Captioner:
             logits = self.model(**inputs, logits_to_keep=longest + 1).logits[:, :-1].float()
         chosen = logits.log_softmax(-1).gather(2, padded[..., None])[..., 0]
         return ((chosen * asked).sum(1) / asked.sum(1)).cpu().numpy()
+
+    def _embedded(self, inputs: Any) -> Tensor:
+        """The prompts as vectors, those of the pictures in their places."""
+        import torch
+
+        ids = inputs["input_ids"]
+        vectors = self.model.get_input_embeddings()(ids)
+        seen = torch.cat(self.model.get_image_features(pixel_values=inputs["pixel_values"]).pooler_output)
+        places = (ids == self.model.config.image_token_id)[..., None].expand_as(vectors)
+        return vectors.masked_scatter(places, seen.to(vectors))
 
     def _prompt(self, images: list[NDArray[np.uint8]], query: str) -> Any:
         """The model's inputs: a query with each picture."""

@@ -147,6 +147,7 @@ def load_weights(model_class: Any, source: Source, device: str, needed: tuple[st
     from multisc.models.shared_encoder import attach, shared_towers
 
     logging.disable_progress_bar()
+    logging.set_verbosity_error()  # what a checkpoint lacks is told below, in one line
     directory = Path(source.name)
     check_directory(directory, needed)
     check_memory(directory, device)

@@ -31,7 +31,7 @@ def write_block_captions(captioner: Captioner, data: CaptionData, path: Path) ->
         path: JSON file to write: path below the data directory -> captions of the whole, the top left, top right,
             bottom left and bottom right quarter.
     """
-    names = [image.path for image in (*data.train, *data.held_out, *data.unlabelled)]
+    names = [image.path for image in (*data.train, *data.named, *data.held_out, *data.unlabelled)]
     said: dict[str, list[str]] = {}
     for start in range(0, len(names), BATCH // 5):
         chunk = names[start : start + BATCH // 5]

@@ -167,9 +167,13 @@ def _voc(folder: Path) -> list[CaptionedImage]:
 
 
 def name_captions(names: Sequence[str]) -> tuple[str, ...]:
-    """Say in several sentences that a picture shows things of these classes, at least one."""
+    """Say that a picture shows things of these classes, at least one.
+
+    Nothing is put around the names: sentences of one form would agree with each other whatever they name, and win
+    the captioner's vote.
+    """
     things = " and ".join(f"{'an' if name[0] in 'aeiou' else 'a'} {name}" for name in map(str.lower, names))
-    return tuple(map(normalise_caption, (things, f"a close up of {things}", f"a photo of {things}")))
+    return (normalise_caption(things),)
 
 
 def load_pixels(root: Path, path: str, longest: int | None = None) -> NDArray[np.uint8]:

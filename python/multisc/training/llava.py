@@ -68,7 +68,7 @@ class LlavaRecipe:
     seed: int = 1
     batch: int = 128
     photographs: int = 24
-    named: int = 6
+    named: int = 3
     trained_rate: float = 0.5
     wrong_words: float = 0.15
     blur: float = 0.1

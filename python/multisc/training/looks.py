@@ -7,6 +7,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -59,7 +60,7 @@ def look(
     config = tower.config
     shape = (len(paths), views, config.tokens, config.hidden_size)
     state_file = file.with_suffix(".json")
-    state = {"paths": list(paths), "views": views, "seed": seed, "smallest": smallest, "done": 0}
+    state: dict[str, Any] = {"paths": list(paths), "views": views, "seed": seed, "smallest": smallest, "done": 0}
     if state_file.exists() and file.exists():
         kept = json.loads(state_file.read_text())
         if {**kept, "done": 0} == state:

@@ -173,11 +173,11 @@ def test_long_captions_in_letters_are_not_cut(embedded: Corrector, captioner: Ca
     assert answers[-2:] == [reading.text for reading in readings[-2:]]
 
 
-@pytest.mark.parametrize(("doubt", "word"), [(-0.5, "snow"), (-40.0, "shirt")])
+@pytest.mark.parametrize(("doubt", "word"), [(-0.5, "grass"), (-40.0, "shirt")])
 def test_of_two_likely_words_the_channel_chooses(
     embedded: Corrector, captioner: Captioner, doubt: float, word: str
 ) -> None:
-    received, other = (captioner.encode(f"a dog runs through the {seen}.") for seen in ("shirt", "snow"))
+    received, other = (captioner.encode(f"a dog runs through the {seen}.") for seen in ("shirt", "grass"))
     assert len(received) == len(other)
     the = np.full(len(received), captioner.encode("the")[0])
     differs = np.array(received) != np.array(other)
@@ -203,4 +203,4 @@ def test_lost_and_overlong_captions_stay_as_they_are(
 
 def test_embedded_checkpoint_is_small() -> None:
     directory = Path(load_profile("embedded").bart)
-    assert sum(file.stat().st_size for file in directory.iterdir()) < 4_200_000
+    assert sum(file.stat().st_size for file in directory.iterdir()) < 5_200_000

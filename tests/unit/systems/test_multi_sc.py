@@ -224,11 +224,11 @@ def test_captions_arrive_in_every_mode_and_the_header_tells_which(system: MultiS
     assert shown.text["received"] == encoded.preview["captions"]
     bits_per_caption = [stream.bits().size for stream in encoded.streams[1:]]
     lengths = [len(c) if mode == "byte" else len(system._captioner.encode(c)) for c in encoded.preview["captions"]]
-    assert bits_per_caption == [{"embedding": 28, "token": 11, "byte": 8}[mode] * n for n in lengths]
+    assert bits_per_caption == [{"embedding": 32, "token": 12, "byte": 8}[mode] * n for n in lengths]
 
 
 def test_numbers_leave_no_choice_of_coefficients(system: MultiSc, photograph) -> None:
-    with pytest.raises(BadInputError, match="text mode token: sends 11 coefficients of 1 bit, not 28"):
+    with pytest.raises(BadInputError, match="text mode token: sends 12 coefficients of 1 bit, not 28"):
         system.encode(photograph, {"text_mode": "token", "text_dimensions": 28})
     with pytest.raises(BadInputError, match="one of embedding, token, byte"):
         system.encode(photograph, {"text_mode": "words"})

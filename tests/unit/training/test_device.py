@@ -12,11 +12,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from numpy.typing import NDArray
 from safetensors.torch import load_file
 from transformers import BartConfig
 
+from multisc.models.shared_encoder import DIRECTORY
 from multisc.training import bart, blip, blip2, data, diffusion, fcn, jscc, llava, vae, vlf
+from multisc.training.captioned import Viewing
 from multisc.training.loop import Schedule, fit
 from multisc.training.place import CPU, Place
 from tests.support.simulated_gpu import Remote, lowered, simulated_gpu
@@ -39,21 +40,25 @@ def trainings(root: Path, made: Path) -> dict[str, Callable[[Path, Path, Place],
         root: the training data.
         made: where the stages' results are that others go on from.
     """
+    views = Viewing(views=2)
     small = llava.LlavaRecipe(
-        image_size=32, batch=4, caption_batch=4, language=STAGE, tower=STAGE, captions=STAGE, consensus_samples=2
+        grid=2, viewing=views, batch=4, photographs=4, named=1, language=STAGE, captions=STAGE, consensus_samples=2
     )
     text = bart.BartRecipe(batch=4, beams=2, schedule=STAGE, refinement=STAGE)
-    feature = blip2.Blip2Recipe(grid=2, batch=4, caption_batch=4, language=STAGE, feature=STAGE, captions=STAGE)
-    words = blip.BlipRecipe(width=40, batch=4, caption_batch=4, language=STAGE, captions=STAGE)
+    feature = blip2.Blip2Recipe(
+        grid=2, viewing=views, batch=4, named=1, language=STAGE, feature=STAGE, captions=STAGE
+    )
+    words = blip.BlipRecipe(width=40, viewing=views, batch=4, named=1, language=STAGE, captions=STAGE)
     pair = (str(made / "blip2"), str(made / "diffusion" / "sd"))
     projection = vlf.VlfRecipe(batch=2, schedule=STAGE)
     analog = jscc.JsccTraining(steps=2, later_steps=1, batch=2, crop=64)
     picture = diffusion.DiffusionTraining(steps=2, batch=2)
+    encoder = made / DIRECTORY
     return {
         "llava": lambda work, out, at: llava.train(root, work, out, small, at),
         "bart": lambda work, out, at: bart.train(root, work, made / "llava", out, text, place=at),
-        "blip2": lambda work, out, at: blip2.train(root, work, made / "llava", out, feature, at),
-        "blip": lambda work, out, at: blip.train(root, work, made / "blip2", out, words, at),
+        "blip2": lambda work, out, at: blip2.train(root, work, encoder, out, feature, at),
+        "blip": lambda work, out, at: blip.train(root, work, encoder, out, words, at),
         "fcn": lambda work, out, at: fcn.train(root, work, out, fcn.FcnTraining(steps=2, batch=2), at),
         "vae": lambda work, out, at: vae.train(root, work, out, vae.VaeTraining(steps=2, batch=2), at),
         "diffusion": lambda work, out, at: diffusion.train(
@@ -71,19 +76,14 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def miniature() -> Iterator[None]:
-    """Teachers that see noise, little to measure, and nothing that two devices may do each in its way."""
-
-    def noise(count: int, channels: int) -> NDArray[np.uint8]:
-        return np.random.default_rng(1).integers(0, 255, (count, 33, 33, channels), np.uint8)
+    """Little to measure, and nothing that two devices may do each in its way."""
 
     threads, cached = torch.get_num_threads(), torch.is_autocast_cache_enabled()
     l_simple, feature_loss = diffusion.measure, vlf.measure
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(data, "HELD_OUT_IMAGES", 2)
-        patch.setattr(data, "HELD_OUT_SENTENCES", 8)
-        for module in (llava, blip2):
-            patch.setattr(module, "teacher_features", lambda _root, paths, _store: noise(len(paths), 341))
-        patch.setattr(fcn, "load_pretrained", lambda _network: None)
+        patch.setattr(llava, "load_pretrained", lambda encoder: None)
+        patch.setattr(fcn, "load_pretrained", lambda encoder: None)
         patch.setattr(llava, "write_block_captions", lambda *_: None)
         patch.setattr(bart, "MEASURED_SNR_DB", (5.0,))
         patch.setattr(diffusion, "measure", lambda *given, **named: l_simple(*given, **named, count=1))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from transformers import PreTrainedTokenizerBase
+from safetensors.torch import load_file
+from transformers import PreTrainedTokenizerBase, Qwen2Config, Qwen2ForCausalLM
 
 from multisc.cli import main
 from multisc.errors import BadInputError
@@ -21,50 +22,61 @@ from multisc.models.corrector import Corrector
 from multisc.models.profile import load_profile
 from multisc.training import bart, blip, blip2, diffusion, fcn, jscc, llava, vae, vlf
 from multisc.training.blip_tokenizers import bert_tokenizer
-from multisc.training.captioning import measure, write_block_captions
+from multisc.training.captioned import Viewing
 from multisc.training.channel import NoisyCaptions
-from multisc.training.data import HELD_OUT_IMAGES, load_caption_data, normalise_caption, quarters
-from multisc.training.distil import CHANNELS, distil, principal_features
+from multisc.training.data import load_caption_data, name_captions, normalise_caption, quarters
 from multisc.training.loop import Schedule, fit
 from multisc.training.place import Place, find_place
-from multisc.training.teacher import GRID
 from multisc.training.tokenizers import bart_tokenizer, qwen2_tokenizer, train_bpe
-from multisc.training.views import WHOLE, View, pixel_values, random_view
+from multisc.training.views import View, random_view
 
 WORDS = {
     "subject": ["a dog", "a man", "two children", "a woman"],
     "verb": ["runs", "sits", "jumps"],
     "place": ["grass", "sand"],
 }
+HELD_OUT = 12  # photographs, in place of hundreds
 SENTENCES = [f"{s} {v} on the {p}." for s in WORDS["subject"] for v in WORDS["verb"] for p in WORDS["place"]]
 
 
 @pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def data(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """A data set like the real one in all but size: plain pictures whose shade tells the subject."""
     root = tmp_path_factory.mktemp("data")
     rng = np.random.default_rng(0)
-    for folder in ("flickr900/images", "coco160/images", "objects1000/images", "bsds300"):
+    folders = ("flickr8k/images", "flickr900/images", "coco160/images", "objects1000/images", "bsds300")
+    for folder in (*folders, "voc_subjects/images", "voc_subjects/masks"):
         (root / folder).mkdir(parents=True)
 
     def picture(path: Path, shade: int) -> None:
         Image.fromarray(np.full((30, 40, 3), shade, np.uint8) + rng.integers(0, 9, (30, 40, 3), np.uint8)).save(path)
 
-    flickr = {}
-    for index in range(HELD_OUT_IMAGES + 20):
-        picture(root / f"flickr900/images/{index}.jpg", 60 * (index % 4))
-        flickr[f"{index}.jpg"] = [f"{SENTENCES[(6 * (index % 4) + k) % 24][:-1]} ." for k in range(5)]
-    (root / "flickr900/captions.json").write_text(json.dumps(flickr))
+    # Some photographs are in both folders.
+    for folder, numbers in (("flickr8k", range(HELD_OUT + 20)), ("flickr900", range(HELD_OUT + 10, HELD_OUT + 22))):
+        flickr = {}
+        for index in numbers:
+            picture(root / folder / f"images/{index}.jpg", 60 * (index % 4))
+            flickr[f"{index}.jpg"] = [f"{SENTENCES[(6 * (index % 4) + k) % 24][:-1]} ." for k in range(5)]
+        (root / folder / "captions.json").write_text(json.dumps(flickr))
     picture(root / "coco160/images/c.jpg", 10)
     picture(root / "coco160/images/silent.jpg", 10)
+    picture(root / "bsds300/scene.jpg", 10)
     picture(root / "objects1000/images/o.jpeg", 10)
+    (root / "objects1000/labels.json").write_text(json.dumps({"o.jpeg": "African elephant"}))
+    picture(root / "voc_subjects/images/v.jpg", 10)
+    mask = np.zeros((30, 40), np.uint8)
+    mask[:, :20], mask[:5, 30:], mask[0, 25] = 8, 15, 3  # a cat, a person, a speck of a bird
+    mask[:, 20] = 255
+    Image.fromarray(mask).save(root / "voc_subjects/masks/v.png")
     coco = {
         "images": [{"id": 7, "file_name": "c.jpg"}, {"id": 8, "file_name": "silent.jpg"}],
         "annotations": [{"image_id": 7, "caption": "Two children."}],
     }
     (root / "coco160/captions.json").write_text(json.dumps(coco))
-    (root / "captions.txt").write_text("\n".join(SENTENCES * 50))
-    return root
+    (root / "captions.txt").write_text("\n".join([*SENTENCES, "nobody has this sentence .", "Nor this"] * 20))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("multisc.training.data.HELD_OUT_IMAGES", HELD_OUT)
+        yield root
 
 
 @pytest.mark.parametrize(
@@ -84,13 +96,30 @@ def test_captions_have_one_form(raw: str, normal: str) -> None:
 
 def test_split_keeps_held_out_pictures_apart_and_is_fixed(data: Path) -> None:
     captions = load_caption_data(data)
-    assert len(captions.held_out) == HELD_OUT_IMAGES
-    assert len(captions.train) == 21
-    assert not {image.path for image in captions.train} & {image.path for image in captions.held_out}
+    assert len(captions.held_out) == HELD_OUT
+    assert len(captions.train) == 20 + 2 + 1
+    names = [{Path(image.path).name for image in part} for part in (captions.train, captions.held_out)]
+    assert not names[0] & names[1]
     assert captions == load_caption_data(data)
-    assert {image.path for image in captions.unlabelled} == {"coco160/images/silent.jpg", "objects1000/images/o.jpeg"}
+    assert {image.path for image in captions.unlabelled} == {"coco160/images/silent.jpg", "bsds300/scene.jpg"}
     assert captions.train[-1].captions == ("two children.",)
-    assert len(captions.sentences) + len(captions.held_out_sentences) < len(SENTENCES) * 50
+    assert len(captions.held_out_sentences) == 2 * HELD_OUT
+
+
+def test_sentences_of_photographs_are_no_further_sentences(data: Path) -> None:
+    """Or those of held-out photographs would be trained on."""
+    captions = load_caption_data(data)
+    spoken = {caption for image in (*captions.train, *captions.held_out) for caption in image.captions}
+    assert set(captions.sentences) == {"nobody has this sentence.", "nor this."} | (set(SENTENCES) - spoken)
+
+
+def test_classes_are_named(data: Path) -> None:
+    named = {image.path: image.captions for image in load_caption_data(data).named}
+    assert named == {
+        "objects1000/images/o.jpeg": ("an african elephant.",),
+        "voc_subjects/images/v.jpg": ("a cat and a person.",),
+    }
+    assert name_captions(["Airliner", "dog"]) == ("an airliner and a dog.",)
 
 
 def test_missing_data(tmp_path: Path) -> None:
@@ -122,19 +151,6 @@ def test_the_same_sentences_make_the_same_tokenizer(train: Callable[[list[str]],
     vocabulary = train(texts).get_vocab()
     assert all(train(texts).get_vocab() == vocabulary for _ in range(3))
     assert sorted(vocabulary.values()) == list(range(len(vocabulary)))
-
-
-def test_training_views_match_the_processor() -> None:
-    rng = np.random.default_rng(0)
-    smooth = np.asarray(
-        Image.fromarray(rng.integers(0, 256, (6, 8, 3), np.uint8)).resize((160, 120), Image.Resampling.BICUBIC)
-    )
-    tokenizer = qwen2_tokenizer(*train_bpe(SENTENCES, 150), 64)
-    processor = llava.make_processor(tokenizer, llava.LlavaRecipe())
-    theirs = processor.image_processor(smooth, return_tensors="pt")["pixel_values"][0]
-    ours = pixel_values([smooth], [WHOLE], 96)[0]
-    # The processor rounds to 8 bits after resizing.
-    assert float((ours - theirs).abs().max()) < 0.05
 
 
 def test_views_cut_features_and_pictures_alike() -> None:
@@ -219,14 +235,28 @@ def test_rate_slows_a_part(tmp_path: Path) -> None:
     assert float(line.slope.detach()) > 0.5
 
 
-def test_principal_features_keep_where_things_are() -> None:
-    rng = np.random.default_rng(0)
-    features = rng.integers(100, 110, (8, GRID, GRID, CHANNELS), dtype=np.uint8)
-    features[:, :, 16:, :50] += 80
-    reduced = principal_features(features, 4)
-    assert reduced.shape == (8, 4, GRID, GRID)
-    strongest = reduced[:, 0].astype(np.float32)
-    assert abs(strongest[:, :, 17:].mean() - strongest[:, :, :15].mean()) > 1.5
+def test_sentences_of_one_picture_do_not_see_each_other() -> None:
+    """Packed after one prompt, a sentence is as likely as alone."""
+    torch.manual_seed(0)
+    config = Qwen2Config(
+        vocab_size=20, hidden_size=16, intermediate_size=16, num_hidden_layers=2, num_attention_heads=2,
+        num_key_value_heads=2,
+    )  # fmt: skip
+    model = Qwen2ForCausalLM(config).eval()
+    model.set_attn_implementation("eager")
+    prompt, end, first = [3, 4, 5], 0, 6
+    rows = [np.array(row) for row in ([7, 8, 9, end], [10, end], [11, 12, end])]
+    packed = llava.pack([rows, rows[:1]], len(prompt), first, end)
+    inputs = torch.cat([torch.tensor([prompt, prompt]), packed.ids], 1)
+    with torch.inference_mode():
+        together = model(inputs, attention_mask=packed.mask, position_ids=packed.positions).logits
+        at = len(prompt)
+        for row in rows:
+            alone = model(torch.tensor([[*prompt, first, *row[:-1]]])).logits[0, len(prompt) :]
+            torch.testing.assert_close(together[0, at : at + len(row)], alone, atol=1e-5, rtol=1e-4)
+            assert packed.labels[0, at - len(prompt) : at - len(prompt) + len(row)].tolist() == row.tolist()
+            at += len(row)
+    assert (packed.labels[1, 4:] == -100).all()
 
 
 @pytest.mark.slow
@@ -234,35 +264,29 @@ def test_every_stage_trains_and_the_checkpoints_load(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(bart, "MEASURED_SNR_DB", (20.0,))
-    monkeypatch.setattr("multisc.training.data.HELD_OUT_SENTENCES", 40)
+    monkeypatch.setattr(llava, "load_pretrained", lambda encoder: None)
     captions = load_caption_data(data)
     stage = Schedule(steps=2, learning_rate=1e-3, warm_up=1, save_every=2)
-    recipe = llava.LlavaRecipe(image_size=32, batch=8, caption_batch=8, language=stage, tower=stage, captions=stage)
-    tokenizer = llava.make_tokenizer(captions.training_sentences)
-    model = llava.make_model(tokenizer, recipe)
-    llava.train_language_model(
-        model, tokenizer, captions.training_sentences, list(captions.held_out_sentences[:20]), recipe, tmp_path
+    recipe = llava.LlavaRecipe(
+        viewing=Viewing(views=2), batch=8, photographs=4, named=1, language=stage, captions=stage, consensus_samples=2
     )
-    table = model.get_input_embeddings().weight.detach().clone()
-    features = np.random.default_rng(0).standard_normal((12, 6, GRID, GRID)).astype(np.float16)
-    pictures = [np.full((20, 30, 3), shade, np.uint8) for shade in range(0, 240, 20)]
-    held_out = np.arange(12) < 3
-    log = distil(model.model.vision_tower, pictures, features, held_out, stage, 8, tmp_path, 0)
-    assert {"explained_patches", "explained_whole"} <= set(log[-1])
-    log = llava.train_captions(model, tokenizer, captions, recipe, tmp_path)
-    assert {"held_out_nll", "held_out_nll_shuffled"} <= set(log[-1])
-    assert torch.equal(model.get_input_embeddings().weight, table)  # the code book of the text channel
-
-    model.half().save_pretrained(tmp_path / "llava")
-    llava.make_processor(tokenizer, recipe).save_pretrained(tmp_path / "llava")
-    captioner = Captioner.load(tmp_path / "llava")
-    quality = measure(captioner, captions)
+    quality = llava.train(data, tmp_path, tmp_path / "llava", recipe)
     assert 0.0 <= quality["bleu"] <= 1.0
-    assert quality["photographs"] == HELD_OUT_IMAGES
-    write_block_captions(captioner, captions, tmp_path / "block_captions.json")
+    assert quality["photographs"] == HELD_OUT
+    record = json.loads((tmp_path / "llava" / "training.json").read_text())
+    assert {"held_out_nll", "held_out_nll_shuffled"} <= set(record["log"][-1])
     said = json.loads((tmp_path / "block_captions.json").read_text())
-    assert len(said) == len(captions.train) + len(captions.held_out) + len(captions.unlabelled)
+    assert len(said) == sum(map(len, (captions.train, captions.named, captions.held_out, captions.unlabelled)))
     assert all(len(texts) == 5 for texts in said.values())
+    # The language model's table is the code book of the text channel: the captions stage leaves it alone.
+    language = torch.load(tmp_path / "language.pt", weights_only=True)["model"]
+    captioner = Captioner.load(tmp_path / "llava")
+    table = torch.from_numpy(captioner.table)
+    torch.testing.assert_close(table, language["language_model.embed_tokens.weight"].half().float())
+    # The encoder stands beside the checkpoint and is one object in memory.
+    assert not any("encoder" in name for name in load_file(tmp_path / "llava" / "model.safetensors"))
+    again = Captioner.load(tmp_path / "llava")
+    assert again.model.model.vision_tower.encoder is captioner.model.model.vision_tower.encoder
 
     small = bart.BartRecipe(batch=8, schedule=stage, refinement=replace(stage, learning_rate=1e-4))
     rows = bart.train(data, tmp_path, tmp_path / "llava", tmp_path / "bart", small)
