@@ -215,7 +215,8 @@ def measure_voc(segmenter: Segmenter, data: Path) -> dict[str, float]:
     for file in voc_files(data)[1]:
         photograph = labelled_voc(file)
         classes, _ = segmenter.probabilities(photograph.pixels)
-        background = Image.fromarray(classes[0]).resize(photograph.classes.shape[::-1], Image.Resampling.BILINEAR)
+        height, width = photograph.classes.shape
+        background = Image.fromarray(classes[0]).resize((width, height), Image.Resampling.BILINEAR)
         known = photograph.classes != UNKNOWN
         found, truth = (np.asarray(background) < 0.5) & known, (photograph.classes > 0) & known
         scores.append((found & truth).sum() / max(1, (found | truth).sum()))
