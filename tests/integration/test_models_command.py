@@ -260,9 +260,10 @@ def test_the_fcn_is_converted_once_and_finds_subjects(fcn, torchvision):
     assert fetch("--parts", "fcn") == 0  # it is here
     assert main(["models", "verify", "--models", "foundation", "--parts", "fcn"]) == 0
     segmenter = Segmenter.load(load_profile("foundation").fcn)
-    probabilities = segmenter.probabilities(PICTURE)
+    probabilities, foreground = segmenter.probabilities(PICTURE)
     assert probabilities.shape[0] == len(CLASSES)
     np.testing.assert_allclose(probabilities.sum(0), 1, atol=1e-5)
+    np.testing.assert_allclose(foreground, 1 - probabilities[0], atol=1e-5)
     subject = segmenter.segment(PICTURE)
     assert subject.mask.shape == PICTURE.shape[:2]
     assert subject.label in CLASSES[1:]

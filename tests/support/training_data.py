@@ -13,7 +13,7 @@ SENTENCES = [f"{who} {does} on the grass." for who in ("a dog", "a man", "two ch
 
 
 def write_training_data(root: Path) -> Path:
-    """Write a data folder as large as it must be, seventeen noisy squares, of which two are annotated; return it."""
+    """Write a data folder as large as it must be, noisy squares, two with polygons and two with masks; return it."""
     rng = np.random.default_rng(0)
 
     def photograph(folder: str, name: str) -> str:
@@ -22,9 +22,9 @@ def write_training_data(root: Path) -> Path:
         coarse.resize((96, 80), Image.Resampling.BICUBIC).save(root / folder / name)
         return name
 
-    def named(held_out: bool, of: int) -> str:
-        """The name of a photograph that is held out, or not; see ``Photograph.held_out``."""
-        names = (f"{number}.jpg" for number in range(100))
+    def named(held_out: bool, of: int, ending: str = "jpg") -> str:
+        """The name of a photograph that is held out, or not; see ``Photograph.held_out`` and ``voc_files``."""
+        names = (f"{number}.{ending}" for number in range(100))
         return next(name for name in names if (zlib.crc32(name.encode()) % of == 0) == held_out)
 
     for folder, count in (("flickr900", 4), ("flickr8k", 8)):
@@ -44,5 +44,13 @@ def write_training_data(root: Path) -> Path:
     (root / "coco160/instances.json").write_text(
         json.dumps({"images": images, "annotations": drawn, "categories": categories})
     )
+    masks = root / "voc_subjects/masks"
+    masks.mkdir(parents=True)
+    for held_out in (False, True):
+        mask = masks / named(held_out, 10, "png")
+        photograph("voc_subjects/images", f"{mask.stem}.jpg")
+        classes = np.zeros((80, 96), np.uint8)
+        classes[20:60, 20:70] = 12
+        Image.fromarray(classes).save(mask)
     (root / "captions.txt").write_text("\n".join(SENTENCES * 5))
     return root

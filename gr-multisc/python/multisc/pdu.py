@@ -1,4 +1,4 @@
-"""Between PDUs and the library's objects. docs/reference/pdu.md is the table of the metadata.
+"""Between PDUs and the library's objects. pdu.md is the table of the metadata.
 
 A PDU is a pair of a dictionary and a uniform vector. One PDU carries one stream of one image; ``END`` alone
 says that no more will come, and travels through every block behind what was sent before it.

@@ -1,4 +1,4 @@
-"""Messages between the flowgraph process and the inference process, and their bytes (protocol: docs/reference/inference.md).
+"""Messages between the flowgraph process and the inference process, and their bytes (docs/reference/inference.md).
 
 A message is a list of frames: ``MSC`` and the version; a msgpack header; one frame of raw C-order,
 little-endian bytes for each array. All of it may be hostile: every size is checked before anything is

@@ -1,7 +1,8 @@
 """A fully convolutional network for semantic segmentation (Long, Shelhamer, Darrell: Multi-SC [11], eq. 1 and 7).
 
-The classifier's layers are convolutions, so that a picture of any size gives a map of its own size; class scores
-taken at strides 4, 8, 16 and 32 are upsampled and added (the skip connections).
+The classifier is an EfficientNet-Lite0 whose layers are convolutions, so that a picture of any size gives a map of
+its own size; class scores taken at strides 4, 8, 16 and 32 are upsampled and added (the skip connections). The
+features that they are taken from pass from coarse to fine first (Lin et al. 2017).
 """
 
 from __future__ import annotations
@@ -17,13 +18,12 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from multisc.errors import ModelError
+from multisc.models.efficientnet_lite import CHANNELS, DEVIATION, MEAN, EfficientNetLite
 
 CONFIG_NAME = "config.json"
 WEIGHTS_NAME = "model.safetensors"
 STRIDE = 32  # of the coarsest feature map
-MAX_WEIGHTS = 100_000_000  # in the residual blocks: what memory a configuration may ask for
-_MEAN = (0.47, 0.45, 0.41)
-_DEVIATION = (0.27, 0.26, 0.28)
+GROUPS = 8  # of channels that are normalised together in the decoder
 
 
 @dataclass(frozen=True)
@@ -32,9 +32,7 @@ class FcnConfig:
 
     Args:
         classes: names of the classes; the first is the background.
-        channels: width of the feature maps at strides 2, 4, 8, 16 and 32.
-        blocks: how many residual blocks refine those at strides 4, 8, 16 and 32; the kernels of every second one are
-            spread twice as wide.
+        width: channels of the decoder, a multiple of 8, at least 16.
         long_side: length in pixels of the longer side that pictures are brought to.
 
     Raises:
@@ -42,45 +40,28 @@ class FcnConfig:
     """
 
     classes: tuple[str, ...]
-    channels: tuple[int, ...] = (16, 40, 80, 160, 256)
-    blocks: tuple[int, ...] = (1, 2, 4, 2)
-    long_side: int = 256
+    width: int = 64
+    long_side: int = 320
 
     def __post_init__(self) -> None:
-        if len(self.classes) < 2 or not all(isinstance(name, str) and name for name in self.classes):
-            raise ModelError("FCN config: classes must be two or more names, the background first")
-        if len(self.channels) != 5 or not all(isinstance(c, int) and 1 <= c <= 4096 for c in self.channels):
-            raise ModelError("FCN config: channels must be five integers of 1 to 4096")
-        if len(self.blocks) != 4 or not all(isinstance(b, int) and 0 <= b <= 64 for b in self.blocks):
-            raise ModelError("FCN config: blocks must be four integers of 0 to 64")
-        weights = sum(18 * width**2 * count for width, count in zip(self.channels[1:], self.blocks, strict=True))
-        if weights > MAX_WEIGHTS:
-            raise ModelError(f"FCN config: channels and blocks must make at most {MAX_WEIGHTS} weights")
+        if not 2 <= len(self.classes) <= 1000 or not all(isinstance(name, str) and name for name in self.classes):
+            raise ModelError("FCN config: classes must be 2 to 1000 names, the background first")
+        if not isinstance(self.width, int) or not 2 * GROUPS <= self.width <= 1024 or self.width % GROUPS:
+            raise ModelError(f"FCN config: width must be a multiple of {GROUPS}, {2 * GROUPS} to 1024")
         if not isinstance(self.long_side, int) or not STRIDE <= self.long_side <= 4096:
             raise ModelError(f"FCN config: long_side must be an integer of {STRIDE} to 4096")
 
 
-class _Residual(nn.Module):
-    """Two 3x3 convolutions around a shortcut."""
+class _Separable(nn.Sequential):
+    """A 3x3 convolution of each channel, then a mix of the channels."""
 
-    def __init__(self, channels: int, dilation: int = 1) -> None:
-        super().__init__()
-        self.body = nn.Sequential(
-            nn.Conv2d(channels, channels, 3, padding=dilation, dilation=dilation, bias=False),
-            nn.BatchNorm2d(channels),
+    def __init__(self, width: int) -> None:
+        super().__init__(
+            nn.Conv2d(width, width, 3, padding=1, groups=width, bias=False),
+            nn.Conv2d(width, width, 1, bias=False),
+            nn.GroupNorm(GROUPS, width),
             nn.ReLU(inplace=True),
-            nn.Conv2d(channels, channels, 3, padding=1, bias=False),
-            nn.BatchNorm2d(channels),
         )
-
-    def forward(self, features: Tensor) -> Tensor:
-        return functional.relu(features + self.body(features))
-
-
-def _down(inputs: int, outputs: int) -> nn.Sequential:
-    return nn.Sequential(
-        nn.Conv2d(inputs, outputs, 3, stride=2, padding=1, bias=False), nn.BatchNorm2d(outputs), nn.ReLU(inplace=True)
-    )
 
 
 def _place(features: Tensor) -> Tensor:
@@ -91,67 +72,68 @@ def _place(features: Tensor) -> Tensor:
     return torch.stack([y, x, y * y, x * x])[None].to(features)
 
 
+def _enlarge(maps: Tensor, size: torch.Size) -> Tensor:
+    return functional.interpolate(maps, size, mode="bilinear", align_corners=False)
+
+
 class Fcn(nn.Module):
-    """The network: pictures to per-pixel log-probabilities of the classes.
+    """The network: pictures to per-pixel log-probabilities of the classes, and to the probability of the subject.
 
     Args:
-        config: classes, widths and blocks.
+        config: classes and width.
     """
 
     def __init__(self, config: FcnConfig) -> None:
         super().__init__()
         self.config = config
-        count = len(config.classes)
-        self.stem = _down(3, config.channels[0])
-        self.stages = nn.ModuleList(
-            nn.Sequential(
-                _down(inputs, outputs), *(_Residual(outputs, dilation=1 + index % 2) for index in range(blocks))
-            )
-            for inputs, outputs, blocks in zip(config.channels, config.channels[1:], config.blocks, strict=False)
+        count = len(config.classes) + 1  # the last score is the subject's
+        self.encoder = EfficientNetLite()
+        self.encoder.head = nn.Identity()  # type: ignore[assignment]
+        self.encoder.classifier = nn.Identity()  # type: ignore[assignment]
+        self.laterals = nn.ModuleList([nn.Conv2d(channels, config.width, 1) for channels in CHANNELS])
+        self.refine = nn.ModuleList(
+            [nn.Sequential(_Separable(config.width), _Separable(config.width)) for _ in CHANNELS]
         )
-        self.scores = nn.ModuleList([nn.Conv2d(width, count, 1) for width in config.channels[1:]])
+        self.scores = nn.ModuleList([nn.Conv2d(config.width, count, 1) for _ in CHANNELS])
         # From the whole picture's mean feature: which classes to expect at all.
-        self.scene = nn.Linear(config.channels[-1], count)
+        self.scene = nn.Linear(CHANNELS[-1], count)
         self.place = nn.Conv2d(4, count, 1, bias=False)  # where in the picture: subjects are seldom at its border
-        self.mean: Tensor
-        self.deviation: Tensor
-        self.register_buffer("mean", torch.tensor(_MEAN).view(1, 3, 1, 1), persistent=False)
-        self.register_buffer("deviation", torch.tensor(_DEVIATION).view(1, 3, 1, 1), persistent=False)
 
-    def forward(self, pictures: Tensor) -> Tensor:
+    def train(self, mode: bool = True) -> Fcn:
+        """Switch to training; the encoder keeps the statistics of its normalisation."""
+        super().train(mode)
+        self.encoder.eval()
+        return self
+
+    def forward(self, pictures: Tensor) -> tuple[Tensor, Tensor]:
         """Classify each pixel.
 
         Args:
             pictures: float (B, 3, H, W) in [0, 1]; any H and W.
 
         Returns:
-            float32 (B, classes, H, W): log p(class | picture), whose negative at the true class is eq. 7.
+            float32 (B, classes, H, W): log p(class | picture), whose negative at the true class is eq. 7; and float32
+            (B, H, W): the probability that the pixel belongs to the main subject.
         """
-        scores = self.scores_at_quarter(pictures).float()
-        scores = functional.interpolate(scores, pictures.shape[-2:], mode="bilinear", align_corners=False)
-        return functional.log_softmax(scores, dim=1)
+        scores = _enlarge(self.scores_at_quarter(pictures).float(), pictures.shape[-2:])
+        return functional.log_softmax(scores[:, :-1], dim=1), scores[:, -1].sigmoid()
 
     def scores_at_quarter(self, pictures: Tensor) -> Tensor:
-        """Return the scores before the softmax at a quarter of the size, (B, classes, ceil(H/4), ceil(W/4))."""
-        return self.combine(self.features(pictures))
+        """Return the scores of the classes before the softmax, and of the subject before the sigmoid.
 
-    def features(self, pictures: Tensor) -> list[Tensor]:
-        """Return the feature maps at strides 4, 8, 16 and 32."""
-        features = self.stem((pictures - self.mean) / self.deviation)
-        maps = []
-        for stage in self.stages:
-            features = stage(features)
-            maps.append(features)
-        return maps
-
-    def combine(self, maps: list[Tensor]) -> Tensor:
-        """Add up the class scores of the feature maps, at the size of the first."""
-        scores = [score(features) for score, features in zip(self.scores, maps, strict=True)]
+        They have a quarter of the pictures' size, (B, classes + 1, ceil(H/4), ceil(W/4)).
+        """
+        maps = self.encoder.pyramid((pictures - MEAN) / DEVIATION)
         coarsest = maps[-1]
-        total = scores.pop() + self.scene(coarsest.mean((2, 3)))[:, :, None, None] + self.place(_place(coarsest))
-        while scores:
-            finer = scores.pop()
-            total = finer + functional.interpolate(total, finer.shape[-2:], mode="bilinear", align_corners=False)
+        total = self.scene(coarsest.mean((2, 3)))[:, :, None, None] + self.place(_place(coarsest))
+        features: Tensor | None = None
+        for level in reversed(range(len(maps))):
+            lateral = self.laterals[level](maps[level])
+            if features is not None:
+                lateral = lateral + _enlarge(features, lateral.shape[-2:])
+                total = _enlarge(total, lateral.shape[-2:])
+            features = self.refine[level](lateral)
+            total = total + self.scores[level](features)
         return total
 
     def save_pretrained(self, directory: Path) -> None:
@@ -180,9 +162,7 @@ class Fcn(nn.Module):
                 raise ModelError(f"FCN checkpoint {directory}: {file.name} is missing")
         try:
             values = json.loads(config_file.read_text())
-            config = FcnConfig(
-                tuple(values["classes"]), tuple(values["channels"]), tuple(values["blocks"]), values["long_side"]
-            )
+            config = FcnConfig(tuple(values["classes"]), values["width"], values["long_side"])
         except (ValueError, KeyError, TypeError) as error:
             raise ModelError(f"FCN checkpoint {config_file}: not a valid FCN configuration ({error})") from error
         model = cls(config)

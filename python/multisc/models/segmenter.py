@@ -28,7 +28,7 @@ class Subject:
         mask: bool of shape (H, W), the picture's size; never empty.
         box: (x, y, width, height) in pixels, inside the picture, around the mask with a margin; sides of at least 1.
         label: the class of most of the subject's pixels, never the background.
-        score: mean foreground probability over the mask, 0 to 1.
+        score: mean subject probability over the mask, 0 to 1.
         found: False when no place is more likely subject than background; the mask is then a guess.
     """
 
@@ -62,16 +62,24 @@ class Segmenter:
         kind = TorchvisionFcn if is_converted(directory) else Fcn
         return cls(kind.from_pretrained(directory), device)
 
-    def probabilities(self, image: NDArray[np.uint8]) -> NDArray[np.float32]:
-        """Return p(class | pixel), float32 of shape (classes, h, w), at the network's working size."""
+    def probabilities(self, image: NDArray[np.uint8]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """Return p(class | pixel) and p(subject | pixel), float32, at the network's working size.
+
+        Args:
+            image: uint8 RGB (H, W, 3).
+
+        Returns:
+            Shapes (classes, h, w) and (h, w), means over the picture and its mirror image.
+        """
         height, width = image.shape[:2]
         scale = self._model.config.long_side / max(height, width)
         size = (max(1, round(width * scale)), max(1, round(height * scale)))
         small = np.asarray(Image.fromarray(image).resize(size, Image.Resampling.BILINEAR), np.float32) / 255
         batch = torch.from_numpy(small.transpose(2, 0, 1)[None].copy()).to(self._device)
         with torch.inference_mode():
-            both = (self._model(batch).exp() + self._model(batch.flip(3)).exp().flip(3)) / 2
-        return both[0].float().cpu().numpy()
+            classes, subject = self._model(torch.cat([batch, batch.flip(3)]))
+        both, subjects = (classes[0].exp() + classes[1].exp().flip(2)) / 2, (subject[0] + subject[1].flip(1)) / 2
+        return both.float().cpu().numpy(), subjects.float().cpu().numpy()
 
     def segment(self, image: NDArray[np.uint8]) -> Subject:
         """Find the main subject: the mask that is expected to overlap most with it.
@@ -83,12 +91,11 @@ class Segmenter:
             The subject, at the size of ``image``.
         """
         height, width = image.shape[:2]
-        classes = self.probabilities(image)
-        foreground = 1.0 - classes[0]
-        region, _ = main_region(foreground)
-        found = bool(foreground.max() > 0.5)
+        classes, subject = self.probabilities(image)
+        region, _ = main_region(subject)
+        found = bool(subject.max() > 0.5)
         label = 1 + int(classes[1:, region].sum(axis=1).argmax())
-        score = float(foreground[region].mean())
+        score = float(subject[region].mean())
         enlarged = Image.fromarray(np.where(region, 255, 0).astype(np.uint8)).resize(
             (width, height), Image.Resampling.BILINEAR
         )

@@ -46,17 +46,19 @@ class TorchvisionFcn(nn.Module):
         self.register_buffer("mean", torch.tensor(MEAN).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("deviation", torch.tensor(DEVIATION).view(1, 3, 1, 1), persistent=False)
 
-    def forward(self, pictures: Tensor) -> Tensor:
+    def forward(self, pictures: Tensor) -> tuple[Tensor, Tensor]:
         """Classify each pixel.
 
         Args:
             pictures: float (B, 3, H, W) in [0, 1].
 
         Returns:
-            float32 (B, classes, H, W): log p(class | picture).
+            float32 (B, classes, H, W): log p(class | picture); and float32 (B, H, W): the probability of the subject,
+            which is all that is not background, since the network knows no main subject.
         """
         scores = self.network((pictures - self.mean) / self.deviation)["out"]
-        return functional.log_softmax(scores.float(), dim=1)
+        log = functional.log_softmax(scores.float(), dim=1)
+        return log, 1.0 - log[:, 0].exp()
 
     @classmethod
     def from_pretrained(cls, directory: Path) -> TorchvisionFcn:

@@ -16,7 +16,7 @@ from multisc.models.profile import EMBEDDED_DIRECTORY
 from multisc.models.segmenter import Segmenter
 from tests.support.paths import DATA
 
-SMALL = FcnConfig(("background", "cat", "dog"), (4, 4, 6, 6, 8), (1, 1, 2, 2), 64)
+SMALL = FcnConfig(("background", "cat", "dog"), 16, 64)
 
 
 @pytest.fixture
@@ -29,28 +29,44 @@ def checkpoint(tmp_path):
 @pytest.mark.parametrize("size", [(64, 64), (33, 65), (1, 1), (2, 300), (300, 3)])
 def test_log_probabilities_cover_any_picture(size):
     torch.manual_seed(1)
-    output = Fcn(SMALL).eval()(torch.rand(1, 3, *size))
-    assert output.shape == (1, 3, *size)
-    torch.testing.assert_close(output.exp().sum(1), torch.ones(1, *size))
+    log, subject = Fcn(SMALL).eval()(torch.rand(1, 3, *size))
+    assert log.shape == (1, 3, *size)
+    assert subject.shape == (1, *size)
+    torch.testing.assert_close(log.exp().sum(1), torch.ones(1, *size))
+    assert ((subject >= 0) & (subject <= 1)).all()
 
 
 def test_a_saved_network_gives_the_same_answer(checkpoint):
     model = Fcn.from_pretrained(checkpoint)
     model.save_pretrained(checkpoint / "again")
     picture = torch.rand(1, 3, 40, 56)
-    assert torch.equal(Fcn.from_pretrained(checkpoint / "again")(picture), model(picture))
+    for again, first in zip(Fcn.from_pretrained(checkpoint / "again")(picture), model(picture), strict=True):
+        assert torch.equal(again, first)
 
 
 def test_the_network_is_fully_convolutional():
-    """A picture moved by the coarsest stride moves the scores, away from the borders, but for scene and place."""
+    """A picture moved by the coarsest stride moves the scores, but for scene, place and normalisation."""
     torch.manual_seed(2)
     model = Fcn(SMALL).eval()
     model.scene.weight.data.zero_()
     model.place.weight.data.zero_()
-    picture = torch.rand(1, 3, 512, 64)
+    for refine in model.refine:
+        for separable in refine:
+            separable[2] = torch.nn.Identity()  # its statistics are the whole picture's
+    picture = torch.zeros(1, 3, 1280, 64)
+    picture[:, :, 576:640] = torch.rand(1, 3, 64, 64)
     scores = model.scores_at_quarter(picture)
     moved = model.scores_at_quarter(picture.roll(32, 2))
-    torch.testing.assert_close(moved[:, :, 56:96], scores[:, :, 48:88], rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(moved[:, :, 152:168], scores[:, :, 144:160], rtol=1e-3, atol=1e-4)
+    assert scores[:, :, 144:160].std() > 1e-4
+
+
+def test_training_keeps_the_statistics_of_the_encoder():
+    model = Fcn(SMALL).train()
+    before = {name: tensor.clone() for name, tensor in model.encoder.named_buffers()}
+    model.scores_at_quarter(torch.rand(2, 3, 64, 64))
+    assert model.training
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.encoder.named_buffers())
 
 
 def test_missing_file(checkpoint):
@@ -83,10 +99,11 @@ def test_tensors_that_do_not_fit(checkpoint, change):
     "values",
     [
         {"classes": ["background"]},
-        {"channels": [1, 2]},
-        {"blocks": [1, 2, 4]},
-        {"blocks": [1, 2, 4, -1]},
-        {"channels": [4096] * 5, "blocks": [64] * 4},
+        {"width": 0},
+        {"width": 20},
+        {"width": 8192},
+        {"width": "x"},
+        {"classes": ["many"] * 1001},
         {"long_side": 8},
         {"long_side": "x"},
         {"classes": 3},
@@ -100,7 +117,7 @@ def test_bad_configuration(checkpoint, values):
 
 
 class Painted(torch.nn.Module):
-    """In the network's place: red is a cat, blue is a dog."""
+    """In the network's place: red is a cat, blue is a dog, and what is neither is no subject."""
 
     config = SMALL
 
@@ -108,7 +125,8 @@ class Painted(torch.nn.Module):
         cat, dog = pictures[:, 0], pictures[:, 2]
         shares = torch.stack([torch.full_like(cat, 0.02), 0.5 * cat, 0.4 * dog], 1) + 1e-3
         shares[:, 0] += 0.6 * (1 - torch.maximum(cat, dog))
-        return torch.log(shares / shares.sum(1, keepdim=True))
+        shares = shares / shares.sum(1, keepdim=True)
+        return torch.log(shares), 1.0 - shares[:, 0]
 
 
 def test_the_largest_region_is_the_subject():
@@ -212,12 +230,14 @@ def test_thin_pictures(size):
 @pytest.mark.slow
 @pytest.mark.skipif(not DATA.is_dir(), reason="the training photographs are not beside this checkout")
 def test_the_embedded_network_finds_subjects_it_never_saw():
-    from multisc.training.fcn import measure
+    from multisc.training.fcn import measure, measure_voc
     from multisc.training.photographs import load_photographs
 
-    found = measure(Segmenter.load(EMBEDDED_DIRECTORY / "fcn"), load_photographs(DATA))
+    segmenter = Segmenter.load(EMBEDDED_DIRECTORY / "fcn")
+    found = measure(segmenter, load_photographs(DATA)) | measure_voc(segmenter, DATA)
     card = json.loads((EMBEDDED_DIRECTORY / "fcn" / "training.json").read_text())["held_out"]
     assert found["pictures"] >= 30
+    assert found["voc_pictures"] >= 300
     assert found == pytest.approx(card, abs=0.01)  # the model card tells the truth
 
 

@@ -9,15 +9,13 @@ import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
-from numpy.typing import NDArray
 from safetensors.torch import load_file
 from transformers import BartConfig
 
 from multisc.models.shared_encoder import DIRECTORY
-from multisc.training import bart, blip, blip2, data, diffusion, fcn, jscc, llava, subjects, vae, vlf
+from multisc.training import bart, blip, blip2, data, diffusion, fcn, jscc, llava, vae, vlf
 from multisc.training.captioned import Viewing
 from multisc.training.device import CPU, Device
 from multisc.training.loop import Schedule, fit
@@ -77,18 +75,14 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def miniature() -> Iterator[None]:
-    """Teachers that see noise, little to measure, and nothing that two devices may do each in its way."""
-
-    def noise(count: int, channels: int) -> NDArray[np.uint8]:
-        return np.random.default_rng(1).integers(0, 255, (count, 33, 33, channels), np.uint8)
+    """Little to measure, and nothing that two devices may do each in its way."""
 
     threads, cached = torch.get_num_threads(), torch.is_autocast_cache_enabled()
     l_simple, feature_loss = diffusion.measure, vlf.measure
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(data, "HELD_OUT_IMAGES", 2)
         patch.setattr(llava, "load_pretrained", lambda encoder: None)
-        patch.setattr(fcn, "teacher_features", lambda photographs, *_: noise(len(photographs), 120))
-        patch.setattr(subjects, "fit_probe", lambda *_: subjects.Probe().eval())
+        patch.setattr(fcn, "load_pretrained", lambda encoder: None)
         patch.setattr(llava, "write_block_captions", lambda *_: None)
         patch.setattr(bart, "MEASURED_SNR_DB", (5.0,))
         patch.setattr(diffusion, "measure", lambda *given, **named: l_simple(*given, **named, count=1))

@@ -8,14 +8,15 @@ import pytest
 import torch
 from diffusers import DDIMScheduler
 from PIL import Image
+from torch import nn
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
 from multisc.errors import BadInputError
+from multisc.models.efficientnet_lite import FEATURES, EfficientNetLite
 from multisc.models.prompts import CORNERS, prompts_of
 from multisc.training import diffusion, fcn, subjects, vae
 from multisc.training.ema import ExponentialMovingAverage
 from multisc.training.photographs import Photograph, Polygon, load_photographs
-from multisc.training.teacher import GRID
 from tests.support.paths import DATA
 
 
@@ -36,14 +37,50 @@ def test_a_polygon_is_drawn_at_the_size_asked_for(photograph):
     assert mask.mean() == pytest.approx(20 * 30 / (60 * 90), rel=0.1)
 
 
-def test_polygons_lie_over_the_teachers_opinion(photograph):
-    logits = np.zeros((33, 33, 21), np.uint8)
-    logits[:, :16, fcn.CLASSES.index("dog")] = 9
-    logits[:, 16:, 0] = 9
-    classes = fcn.draw_classes(photograph, logits)
-    assert classes[11, 15] == fcn.CLASSES.index("object")  # the kite: VOC knows none
-    assert classes[2, 5] == fcn.CLASSES.index("dog")
-    assert classes[2, 28] == fcn.CLASSES.index("object")  # the teacher's background is no class of a subject
+def test_outlined_things_have_their_class_and_the_rest_is_background(photograph):
+    dog = Polygon("dog", [[0, 0, 12, 0, 12, 9, 0, 9]])
+    labelled = subjects.labelled_polygons(replace(photograph, polygons=[dog, *photograph.polygons]))
+    height, width = labelled.classes.shape
+    assert max(height, width) == subjects.LOADED_SIDE
+    kite, corner = (height // 2, width // 2), (height // 15, width // 15)
+    assert labelled.classes[kite] == subjects.CLASSES.index("object")  # VOC knows no kites
+    assert labelled.classes[corner] == subjects.CLASSES.index("dog")
+    assert labelled.classes[-1, -1] == 0
+    assert labelled.subject[kite] == 1
+    assert labelled.subject[corner] == 0
+
+
+def test_the_largest_class_of_a_mask_is_the_subject(tmp_path):
+    """VOC's borders are of no class."""
+    for folder in ("images", "masks"):
+        (tmp_path / folder).mkdir()
+    classes = np.zeros((40, 60), np.uint8)
+    classes[10:30, 10:30], classes[10:14, 40:50], classes[9, 10:30] = 12, 15, 255
+    Image.fromarray(classes).save(tmp_path / "masks" / "a.png")
+    Image.fromarray(np.zeros((40, 60, 3), np.uint8)).save(tmp_path / "images" / "a.jpg")
+    labelled = subjects.labelled_voc(tmp_path / "masks" / "a.png")
+    assert [labelled.subject[at] for at in ((20, 20), (12, 45), (9, 20), (0, 0))] == [1, 0, subjects.UNKNOWN, 0]
+    assert labelled.classes[12, 45] == 15
+
+
+def test_the_activation_of_the_right_class_shows_where(photograph):
+    """With a classifier that knows red by its first feature."""
+    network = EfficientNetLite().eval()
+    network.features = (
+        lambda pictures: nn.functional.avg_pool2d(  # type: ignore[method-assign]
+            (pictures[:, :1] - pictures[:, 1:2]).clamp(min=0).expand(-1, FEATURES, -1, -1), 16
+        )
+    )
+    network.classifier.weight.data.zero_()
+    network.classifier.bias.data.zero_()
+    network.classifier.weight.data[7, 0] = 200.0
+    labelled = subjects.labelled_activation(photograph, 7, network)
+    assert labelled is not None
+    height, width = labelled.subject.shape
+    assert labelled.subject[height // 2, width // 2] == 1
+    assert labelled.subject[5, 5] == 0
+    assert (labelled.classes == subjects.UNKNOWN).all()
+    assert subjects.labelled_activation(photograph, 8, network) is None
 
 
 def test_the_category_that_covers_most_is_the_subject(photograph):
@@ -59,63 +96,55 @@ def test_the_category_that_covers_most_is_the_subject(photograph):
     assert not mask[30, 45]
 
 
-def test_a_canvas_is_mirrored_within_the_photograph():
-    canvas = torch.zeros(1, 4, 6)
-    canvas[0, 1, 0] = 1.0
-    mirrored = subjects.mirror(canvas, 4)
-    assert mirrored[0, 1, 3] == 1
-    assert mirrored.sum() == 1
-    assert torch.equal(subjects.mirror(mirrored, 4), canvas)
-
-
-def test_a_probe_learns_to_tell_the_subject(photograph):
-    """From features of which one shows the subject, on a photograph that covers two thirds of the canvas."""
-    rng = np.random.default_rng(0)
-    features = rng.normal(0, 0.3, (1, subjects.COMPONENTS, 33, 33)).astype(np.float16)
-    rows, columns = slice(7, 15), slice(11, 22)
-    features[0, 3, rows, columns] += 3
-    probe = subjects.fit_probe([photograph], features, np.array([0]), 0, steps=60)
-    found = subjects.subject_map([probe], features[0], subjects.canvas_size(photograph))
-    assert found.shape == (subjects.FINE, subjects.FINE)
-    assert found[44, 64] > 180
-    assert found[10, 10] < 90
-    assert not found[100:].any()  # below the photograph
-
-
 def test_batches_of_the_segmentation_fit_together(photograph):
-    """Picture, subject, class and features of a part are cut at the same place and mirrored alike."""
-    height, width = subjects.canvas_size(photograph)
-    maps = np.zeros((1, subjects.FINE, subjects.FINE), np.uint8)
-    maps[0] = (subjects.drawn(photograph.mask(photograph.polygons[0], (height, width))) * 255).byte().numpy()
-    classes = np.full((1, 33, 33), fcn.CLASSES.index("object"), np.uint8)
-    features = np.zeros((1, 2, 33, 33), np.float16)
-    features[0, 0, 7:15, 11:22] = 1.0
-    samples = fcn.Samples([photograph], np.array([0]), maps, classes, features)
-    pixels, subject, kinds, seen = samples.draw(np.random.default_rng(3), 6)
+    """Picture, class and subject of a part are cut at the same place and mirrored alike."""
+    samples = fcn.Samples([[subjects.labelled_polygons(photograph)], []], (0.5, 0.5))
+    pixels, classes, subject = samples.draw(np.random.default_rng(3), 6)
     assert pixels.shape[2:] == (4 * subject.shape[1], 4 * subject.shape[2])
-    assert kinds.unique().tolist() == [fcn.CLASSES.index("object")]
-    reddish = torch.nn.functional.avg_pool2d(pixels[:, 0] - pixels[:, 1:].mean(1), 4)
-    for red, mask, feature in zip(reddish, subject, seen, strict=True):
+    assert torch.equal(classes == subjects.CLASSES.index("object"), subject == 1)
+    reddish = nn.functional.avg_pool2d(pixels[:, 0] - pixels[:, 1:].mean(1), 4)
+    for red, mask in zip(reddish, subject.float(), strict=True):
         if 0.02 < mask.mean() < 0.9 and red.std() > 0.05:
             assert np.corrcoef(red.ravel(), mask.ravel())[0, 1] > 0.85
-            coarse = torch.nn.functional.adaptive_avg_pool2d(mask[None], feature.shape[1:])[0]
-            assert np.corrcoef(coarse.ravel(), feature[0].ravel())[0, 1] > 0.8
 
 
 def test_the_segmentation_loss_is_least_at_the_truth():
-    subject = torch.zeros(1, 4, 4)
-    subject[0, 1:3, 1:3] = 1.0
-    classes = torch.full((1, 4, 4), 2)
-    right = torch.full((1, 4, 4, 4), -6.0)
+    subject = torch.zeros(1, 4, 4, dtype=torch.uint8)
+    subject[0, 1:3, 1:3] = 1
+    classes = subject * 2
+    right = torch.full((1, 4, 4, 4), -6.0)  # three classes and the subject
     right[0, 0] = torch.where(subject[0] > 0, -6.0, 6.0)
-    right[0, 2] = -right[0, 0]
-    wrong_class = right[:, [0, 1, 3, 2]]
-    everywhere = torch.full_like(right, -6.0)
-    everywhere[0, 2] = 6.0
-    losses = [fcn.segmentation_loss(scores, subject, classes).item() for scores in (right, wrong_class, everywhere)]
+    right[0, 2] = right[0, 3] = -right[0, 0]
+    wrong_class = right[:, [0, 2, 1, 3]]
+    everywhere = right.clone()
+    everywhere[0, 3] = 6.0
+    losses = [fcn.segmentation_loss(scores, classes, subject).item() for scores in (right, wrong_class, everywhere)]
     assert losses[0] < 0.25
     assert losses[0] < losses[1] - 1
     assert losses[0] < losses[2] - 1
+
+
+def test_what_is_not_known_does_not_count():
+    """Scores of unknown pixels get no gradient; a picture of which nothing is known has a finite loss."""
+    scores = torch.randn(1, 4, 4, 4, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    known = torch.zeros(1, 4, 4, dtype=torch.uint8)
+    known[0, 2:] = subjects.UNKNOWN
+    fcn.segmentation_loss(scores, known, known).backward()
+    assert scores.grad is not None
+    assert not scores.grad[:, :, 2:].any()
+    assert scores.grad[:, :, :2].any()
+    nothing = torch.full_like(known, subjects.UNKNOWN)
+    assert fcn.segmentation_loss(scores, nothing, nothing).isfinite()
+
+
+def test_the_decoder_starts_over_the_pretrained_encoder():
+    torch.manual_seed(0)
+    classifier = EfficientNetLite()
+    model = fcn.pretrained_fcn(classifier)
+    assert torch.equal(model.encoder.stages[6][0].body[0].weight, classifier.stages[6][0].body[0].weight)
+    trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+    assert "encoder.stages.2.0.body.0.weight" in trained
+    assert not any(name.startswith("encoder.stem") for name in trained)
 
 
 def test_a_flat_picture_has_a_flat_spectrum():
@@ -203,35 +232,16 @@ def test_a_missing_folder_is_named(tmp_path):
         load_photographs(tmp_path)
 
 
-def test_a_missing_teacher_is_named(tmp_path, photograph):
-    with pytest.raises(BadInputError, match=r"the teacher .*voc\.tflite is missing"):
-        subjects.teacher_features([photograph], tmp_path / "voc.tflite", tmp_path / "seen.npy")
+def test_missing_masks_are_named(tmp_path):
+    with pytest.raises(BadInputError, match="voc_subjects/masks: no such folder"):
+        subjects.voc_files(tmp_path)
 
 
-def test_what_was_kept_of_other_photographs_is_made_again(tmp_path, photograph, monkeypatch):
-    class Seeing:
-        def __init__(self, *_):
-            seen.append(0)
-
-        def look(self, canvas):
-            seen[-1] += 1
-            return np.full((GRID, GRID, 3), canvas[0, 0, 0], np.uint8)
-
-    seen = []
-    monkeypatch.setattr(subjects, "Teacher", Seeing)
-    store = tmp_path / "work" / "seen.npy"
-    one = np.array(subjects.teacher_features([photograph], tmp_path / "voc.tflite", store))
-    np.testing.assert_array_equal(subjects.teacher_features([photograph], tmp_path / "voc.tflite", store), one)
-    assert len(seen) == 1
-    two = subjects.teacher_features([photograph] * 2, tmp_path / "voc.tflite", store)
-    assert two.shape == (2, GRID, GRID, 3)
-    assert len(seen) == 2
-
-    monkeypatch.setattr(subjects, "fit_probe", lambda *_: subjects.Probe().eval())
-    features = np.zeros((2, subjects.COMPONENTS, GRID, GRID), np.float16)
-    maps = subjects.label_subjects([photograph], features[:1], tmp_path / "maps.npy")
-    np.testing.assert_array_equal(subjects.label_subjects([photograph], features[:1], tmp_path / "maps.npy"), maps)
-    assert len(subjects.label_subjects([photograph] * 2, features, tmp_path / "maps.npy")) == 2
+@pytest.mark.skipif(not DATA.is_dir(), reason="the training photographs are not beside this checkout")
+def test_a_tenth_of_the_masks_is_held_out():
+    train, held_out = subjects.voc_files(DATA)
+    assert not set(train) & set(held_out)
+    assert len(held_out) / (len(train) + len(held_out)) == pytest.approx(0.1, abs=0.02)
 
 
 @pytest.mark.skipif(not DATA.is_dir(), reason="the training photographs are not beside this checkout")

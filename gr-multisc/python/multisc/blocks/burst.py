@@ -39,7 +39,7 @@ BUFFER = 65536  # samples; the receiver works in fewer and larger pieces than GN
 class burst_transmitter(gr.sync_block):
     """Symbols of an image's streams in, bursts of samples out, multiplexed onto orthogonal channels.
 
-    Input ``symbols``: one PDU of c32 per stream (docs/reference/pdu.md); the bursts leave when all streams of an image are
+    Input ``symbols``: one PDU of c32 per stream (pdu.md); the bursts leave when all streams of an image are
     there. Input ``grid``: instead, one PDU per burst from a ``multiplexer``. Output: complex samples, ``LEAD`` zeros
     before the first burst. After ``pdu.END`` it sends ``tail`` zeros, marks the last one with the tag ``end`` and
     finishes.
@@ -159,7 +159,7 @@ class burst_transmitter(gr.sync_block):
 class burst_receiver(gr.sync_block):
     """Samples in, the streams of the images in them out, as equalised symbols.
 
-    Output ``symbols``: one PDU of c32 per stream with the noise variance of each symbol (docs/reference/pdu.md), when an image
+    Output ``symbols``: one PDU of c32 per stream with the noise variance of each symbol (pdu.md), when an image
     is whole or no more of it is to be expected. Output ``grid``: one PDU per burst before it is demultiplexed, with
     what the receiver measured. Output ``status``: the measurements of each burst without its symbols, and what the
     receiver has counted, also when a detection had no right header behind it. Output ``constellation``: some of the

@@ -1,4 +1,4 @@
-"""Between PDUs and resource grids; docs/reference/pdu.md is the table of the metadata."""
+"""Between PDUs and resource grids; pdu.md is the table of the metadata."""
 
 from __future__ import annotations
 

@@ -18,7 +18,7 @@ class ldpc_encoder(MessageBlock):
     """Bits (u8) of a stream in, code bits (u8) out: CRC, segmentation, LDPC code, rate matching to whole symbols.
 
     Ports ``bits`` and ``coded``. It stands between quantiser and modulator, which then only maps; the samples are the
-    same as without it when the code is. Analog streams, and streams without a code, pass unchanged (docs/reference/pdu.md).
+    same as without it when the code is. Analog streams, and streams without a code, pass unchanged (pdu.md).
 
     Args:
         code: of every digital stream, such as "nr:1/2"; "" leaves each stream the code its metadata name.
@@ -58,7 +58,7 @@ class ldpc_decoder(MessageBlock):
     """Soft bits (f32) of a stream in, decided bits (u8) with the verdict of the CRC out.
 
     Ports ``soft_bits`` and ``bits``. It stands behind a demodulator that does not decode, and takes the code from the
-    PDU; analog streams, and streams without a code, pass unchanged (docs/reference/pdu.md).
+    PDU; analog streams, and streams without a code, pass unchanged (pdu.md).
 
     Args:
         iterations: the most that the decoder makes, 1 to 1000; 0 for as many as suit the code.

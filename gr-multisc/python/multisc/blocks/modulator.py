@@ -20,7 +20,7 @@ from .message_block import Faults, MessageBlock
 class modulator(MessageBlock):
     """Bits (u8) or features (f32) of a stream in, complex symbols of unit mean power (c32) out.
 
-    Ports ``bits`` and ``symbols``; modulation and code stand in the PDU's metadata (docs/reference/pdu.md). Code bits, which
+    Ports ``bits`` and ``symbols``; modulation and code stand in the PDU's metadata (pdu.md). Code bits, which
     an LDPC encoder made, are only mapped.
 
     Args:
@@ -48,7 +48,7 @@ class modulator(MessageBlock):
 class demodulator(MessageBlock):
     """Equalised symbols (c32) with their noise variance in, decoded bits (u8) or features (f32) out.
 
-    Ports ``symbols`` and ``bits``; the soft bits travel along for the dequantiser (docs/reference/pdu.md). A stream whose
+    Ports ``symbols`` and ``bits``; the soft bits travel along for the dequantiser (pdu.md). A stream whose
     header contradicts itself comes out as not delivered and is counted in ``contradictions``.
 
     Args:

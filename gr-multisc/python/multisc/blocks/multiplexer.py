@@ -17,7 +17,7 @@ class multiplexer(MessageBlock):
     """Symbols (c32) of an image's streams in, one resource grid (c32) per burst out.
 
     Ports ``symbols`` and ``grid``. It stands before the burst transmitter's port ``grid``; a burst transmitter that
-    gets symbols multiplexes by itself in the same way (docs/reference/pdu.md, docs/reference/waveform.md).
+    gets symbols multiplexes by itself in the same way (pdu.md, docs/reference/waveform.md).
 
     Args:
         config: orthogonal mode, occupied carriers, burst limit.
@@ -48,7 +48,7 @@ class demultiplexer(MessageBlock):
     """Resource grids (c32) with the noise variance of each symbol in, symbols (c32) of the streams of images out.
 
     Ports ``grid`` and ``symbols``. It stands behind the burst receiver's port ``grid``; the orthogonal mode stands in
-    each burst's header. An image leaves when it is whole or no more of it is to be expected (docs/reference/pdu.md).
+    each burst's header. An image leaves when it is whole or no more of it is to be expected (pdu.md).
 
     Args:
         faults: shared record of failures.

@@ -13,7 +13,7 @@ from .message_block import Faults, MessageBlock
 class quantiser(MessageBlock):
     """Coefficients (f32) in, bits (u8) out; bits and analog streams pass unchanged.
 
-    Ports ``coefficients`` and ``bits``; the PDU's metadata say how many bits a coefficient gets (docs/reference/pdu.md).
+    Ports ``coefficients`` and ``bits``; the PDU's metadata say how many bits a coefficient gets (pdu.md).
 
     Args:
         faults: shared record of failures.

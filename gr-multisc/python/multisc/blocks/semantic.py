@@ -26,7 +26,7 @@ class semantic_encoder(RequestBlock):
     """Picture in, one PDU per stream out.
 
     Input ``image``: PDU of u8, row by row, RGB, with ``width``, ``height`` and ``image_id``.
-    Output ``streams``: PDUs of f32 coefficients or u8 bits (docs/reference/pdu.md). A picture that is the one before, to be
+    Output ``streams``: PDUs of f32 coefficients or u8 bits (pdu.md). A picture that is the one before, to be
     encoded with the same options, is not encoded anew.
 
     Args:
@@ -80,7 +80,7 @@ class semantic_encoder(RequestBlock):
 class semantic_decoder(RequestBlock):
     """Received streams in, a picture out.
 
-    Input ``streams``: one PDU per stream of an image, delivered or not (docs/reference/pdu.md).
+    Input ``streams``: one PDU per stream of an image, delivered or not (pdu.md).
     Output ``image``: PDU of u8, row by row, RGB, empty on an outage, with ``image_id``, ``width``, ``height``,
     ``outage`` and ``outage_reason``. Output ``draft``: of systems that have one, and only when it is connected: what
     is there before the picture is rebuilt.
