@@ -1,7 +1,9 @@
-"""What several tests share: where the data is, and a photograph that ships with a dependency."""
+"""Fixtures for all tests, and what the tests in a folder need before they can be imported."""
 
 from __future__ import annotations
 
+import functools
+import importlib
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,19 +15,72 @@ import pytest
 from hypothesis import settings
 from numpy.typing import NDArray
 
-ROOT = Path(__file__).resolve().parents[1]
-SHARED = ROOT.parent / "shared" / "data"
+from tests.support.paths import DATA, ROOT
 
+# Where one of the modules is missing, the tests below that path are skipped with the reason, not failed.
+NEEDS = {
+    "gnuradio": {
+        "gnuradio.gr": "GNU Radio is not installed",
+        "gnuradio.multisc": "the blocks are not beside GNU Radio: make setup",
+    },
+    "gnuradio/test_grc.py": {"gnuradio.grc.core.platform": "GNU Radio Companion is not installed"},
+    "gnuradio/test_flowgraphs.py": {"gnuradio.grc.core.platform": "GNU Radio Companion is not installed"},
+    "gnuradio/test_sdr.py": {
+        "gnuradio.grc.core.platform": "GNU Radio Companion is not installed",
+        "gnuradio.soapy": "gr-soapy is not installed",
+    },
+    "unit/models": {"torch": "torch is not installed"},
+    "unit/training": {"torch": "torch is not installed"},
+}
 
 # The same examples in every run; a run that looks further: pytest --hypothesis-profile=default
 settings.register_profile("repeatable", derandomize=True, deadline=None)
 settings.load_profile("repeatable")
 
 
+@functools.cache
+def can_be_imported(module: str) -> bool:
+    """Whether a module is there and works; a folder that an out-of-tree module left behind is not GNU Radio."""
+    try:
+        importlib.import_module(module)
+    except ImportError:
+        return False
+    return True
+
+
+class Skipped(pytest.Module):
+    """A file of tests that is reported as skipped without being imported."""
+
+    reason = ""
+
+    def collect(self) -> list[pytest.Item | pytest.Collector]:
+        """Report the reason."""
+        pytest.skip(self.reason, allow_module_level=True)
+
+
+def pytest_pycollect_makemodule(module_path: Path, parent: pytest.Collector) -> pytest.Module | None:
+    """Skip files whose needs are not met."""
+    below = module_path.relative_to(ROOT / "tests")
+    for place, modules in NEEDS.items():
+        for module, reason in modules.items() if below.is_relative_to(place) else ():
+            if not can_be_imported(module):
+                file = Skipped.from_parent(parent, path=module_path)
+                file.reason = reason
+                return file
+    return None
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark what is in the folder of the GNU Radio tests."""
+    for item in items:
+        if item.path.is_relative_to(ROOT / "tests" / "gnuradio"):
+            item.add_marker(pytest.mark.gnuradio)
+
+
 @pytest.fixture
 def kodak() -> Path:
     """The folder of the 24 Kodak images; the test is skipped where it is absent."""
-    folder = SHARED / "kodak24"
+    folder = DATA / "kodak24"
     if not folder.is_dir():
         pytest.skip("the Kodak images are not beside this checkout (../shared/data/kodak24)")
     return folder
@@ -33,9 +88,9 @@ def kodak() -> Path:
 
 @pytest.fixture(scope="module")
 def handlers_can_be_imported() -> Iterator[None]:
-    """Inference processes that tests start find the modules beside them: ``link_handlers:Echo``."""
+    """Inference processes that tests start find the test handlers: ``tests.support.handlers:Echo``."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PYTHONPATH", str(ROOT / "tests"), prepend=os.pathsep)
+        patch.setenv("PYTHONPATH", str(ROOT), prepend=os.pathsep)
         yield
 
 

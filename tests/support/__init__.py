@@ -1,0 +1,1 @@
+"""What tests share: miniatures of models, servers under test, plain references, simulated hardware."""
