@@ -145,15 +145,17 @@ def _diffusion(data: Path, work: Path, out: Path, place: Place) -> object:
 
 
 def _blip2(data: Path, work: Path, out: Path, place: Place) -> object:
+    from multisc.models.shared_encoder import DIRECTORY
     from multisc.training import blip2
 
-    return blip2.train(data, work / "text", out / "llava", out / "blip2", place=place)
+    return blip2.train(data, work / "text", out / DIRECTORY, out / "blip2", place=place)
 
 
 def _blip(data: Path, work: Path, out: Path, place: Place) -> object:
+    from multisc.models.shared_encoder import DIRECTORY
     from multisc.training import blip
 
-    return blip.train(data, work / "text", out / "blip2", out / "blip", place=place)
+    return blip.train(data, work / "text", out / DIRECTORY, out / "blip", place=place)
 
 
 def _vlf(data: Path, work: Path, out: Path, place: Place, models: str | None = None) -> object:

@@ -46,8 +46,11 @@ class BlipCaptioner:
         """
         from transformers import BlipForConditionalGeneration, BlipProcessor
 
+        from multisc.models.encoder_blip import EncoderBlip, sees_through_encoder
+
         place = find(source)
-        model = load_weights(BlipForConditionalGeneration, place, device, ("config.json", "tokenizer.json"))
+        kind = EncoderBlip if sees_through_encoder(place.name) else BlipForConditionalGeneration
+        model = load_weights(kind, place, device, ("config.json", "tokenizer.json"))
         with explained(place):
             processor = BlipProcessor.from_pretrained(place.name, backend="pil", **place.arguments)
         captioner = cls(model, processor)

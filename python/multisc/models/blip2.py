@@ -47,8 +47,11 @@ class Blip2:
         """
         from transformers import Blip2ForConditionalGeneration, Blip2Processor
 
+        from multisc.models.encoder_blip import EncoderBlip2, sees_through_encoder
+
         place = find(source)
-        model = load_weights(Blip2ForConditionalGeneration, place, device, ("config.json", "tokenizer.json"))
+        kind = EncoderBlip2 if sees_through_encoder(place.name) else Blip2ForConditionalGeneration
+        model = load_weights(kind, place, device, ("config.json", "tokenizer.json"))
         if not model.config.use_decoder_only_language_model:
             raise ModelError(f"model {place.name}: its language model is no decoder-only one; take a BLIP-2 with OPT")
         with explained(place):

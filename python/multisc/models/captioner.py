@@ -23,7 +23,8 @@ if TYPE_CHECKING:
 PAPER_QUERY = "Relay a brief, clear account of the picture shown."
 DEFAULT_MAX_TOKENS = 48
 MAX_SAMPLES = 64
-_BESIDE_PATCHES = {"clip_vision_model": 1, "siglip_vision_model": 0}  # image tokens: CLIP has a class token
+# Image tokens beside the patches: CLIP has a class token, our encoder two vectors of the whole picture.
+_BESIDE_PATCHES = {"clip_vision_model": 1, "siglip_vision_model": 0, "efficientnet_lite": 2}
 
 
 class Captioner:

@@ -144,6 +144,8 @@ def load_weights(model_class: Any, source: Source, device: str, needed: tuple[st
     """
     from transformers.utils import logging
 
+    from multisc.models.shared_encoder import attach, shared_towers
+
     logging.disable_progress_bar()
     directory = Path(source.name)
     check_directory(directory, needed)
@@ -152,12 +154,14 @@ def load_weights(model_class: Any, source: Source, device: str, needed: tuple[st
         model, info = model_class.from_pretrained(
             source.name, dtype=precision(device), use_safetensors=True, output_loading_info=True, **source.arguments
         )
-    missing = sorted(info["missing_keys"])
+    elsewhere = tuple(f"{name}.encoder." for name in shared_towers(model))
+    missing = sorted(key for key in info["missing_keys"] if not key.startswith(elsewhere))
     if missing:
         raise ModelError(
             f"model {source.name}: lacks the weight {missing[0]} ({len(missing)} in all); copy the right checkpoint"
         )
     with enough_memory(source.name, device):
+        attach(model, directory, device, precision(device))
         return model.to(device).eval()
 
 

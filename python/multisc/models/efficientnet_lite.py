@@ -167,12 +167,14 @@ class EfficientNetLiteConfig(PretrainedConfig):
     Args:
         grid: cells of the pooled feature map on a side.
         image_size: side of the square pictures, in pixels.
+        shared: name of the directory beside the checkpoint that holds the weights; empty when the checkpoint does.
     """
 
     model_type = "efficientnet_lite"
 
-    def __init__(self, grid: int = 4, image_size: int = 224, **kwargs: Any) -> None:
+    def __init__(self, grid: int = 4, image_size: int = 224, shared: str = "", **kwargs: Any) -> None:
         self.grid = grid
+        self.shared = shared
         self.image_size = image_size
         self.patch_size = image_size // grid
         self.hidden_size = FEATURES

@@ -20,7 +20,18 @@ if TYPE_CHECKING:
 
 EMBEDDED_DIRECTORY = Path(__file__).parent / "embedded"
 # The parts of a profile; in a directory of checkpoints each is a subdirectory of this name.
-PARTS = ("fcn", "llava", "bart", "stable-diffusion", "ip-adapter", "blip", "blip2", "deep-jscc", "vlf-projection")
+PARTS = (
+    "vision-encoder",
+    "fcn",
+    "llava",
+    "bart",
+    "stable-diffusion",
+    "ip-adapter",
+    "blip",
+    "blip2",
+    "deep-jscc",
+    "vlf-projection",
+)
 WEIGHTS = "model.safetensors"  # of a checkpoint that was converted
 TEXT_FILES = ("*.json", "*.txt", "*.jinja", "*.model")  # configuration, tokenizer, processor
 

@@ -25,6 +25,7 @@ from multisc.training.place import CPU, Place
 from multisc.training.tokenizers import bart_tokenizer
 
 POSITIONS = 64  # of a new model
+WIDTH = 192  # of a new model, or its captioner's where that is less
 LONGEST = 256  # tokens of a sentence in training, where a published model has more positions
 MEASURED_SNR_DB = (-2.0, -1.0, 0.0, 1.0, 2.0, 4.0, 10.0)
 SAME_SNR = 4  # training captions go through the channel in groups of so many, which saves half the time
@@ -89,7 +90,7 @@ def make_model(
         recipe: for the seed.
     """
     torch.manual_seed(recipe.seed)
-    width = table.shape[1]
+    width = min(WIDTH, table.shape[1])
     config = BartConfig(
         vocab_size=len(tokenizer),
         max_position_embeddings=POSITIONS,
@@ -111,12 +112,19 @@ def make_model(
     model = BartForConditionalGeneration(config)
     words = len(tokenizer) - len(tokenizer.all_special_tokens)
     with torch.no_grad():
-        rows = torch.from_numpy(table[:words])
+        rows = torch.from_numpy(_strongest(table[:words], width))
         model.model.shared.weight[4 : 4 + words] = rows * (0.05 / rows.std())
         # The same sinusoids on both sides: copying a word means attending to one's own position.
         for side in (model.model.encoder, model.model.decoder):
             side.embed_positions.weight.copy_(0.1 * _sinusoids(len(side.embed_positions.weight), width))
     return model
+
+
+def _strongest(table: NDArray[np.float32], width: int) -> NDArray[np.float32]:
+    """The table on its strongest principal axes."""
+    centred = table - table.mean(axis=0)
+    axes = np.linalg.eigh(centred.T @ centred)[1][:, ::-1][:, :width]
+    return np.ascontiguousarray(centred @ axes)
 
 
 def _sinusoids(positions: int, width: int) -> Tensor:

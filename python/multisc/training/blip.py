@@ -1,4 +1,4 @@
-"""Training of the embedded BLIP: text decoder on sentences, then on captioned photographs, with BLIP-2's tower."""
+"""Training of the embedded BLIP: text decoder on sentences, then on what the shared encoder sees of photographs."""
 
 from __future__ import annotations
 
@@ -10,25 +10,19 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from transformers import (
-    BertTokenizer,
-    Blip2ForConditionalGeneration,
-    BlipConfig,
-    BlipForConditionalGeneration,
-    BlipProcessor,
-    BlipTextConfig,
-    BlipVisionConfig,
-)
+from transformers import BertTokenizer, BlipConfig, BlipProcessor, BlipTextConfig, BlipVisionConfig
 from transformers.models.blip.image_processing_pil_blip import BlipImageProcessorPil
 
+from multisc.models.efficientnet_lite import DEVIATION, MEAN, EfficientNetLiteConfig
+from multisc.models.encoder_blip import EncoderBlip, unused_tower
+from multisc.models.shared_encoder import DIRECTORY, load_encoder, save_without_encoder
 from multisc.training.blip_tokenizers import START, bert_tokenizer
-from multisc.training.data import CaptionData, load_caption_data, load_pixels
-from multisc.training.llava import VOCABULARY
+from multisc.training.captioned import CaptionedBatches, CaptionedViews, Viewing, look_at_all
+from multisc.training.data import load_caption_data
+from multisc.training.llava import TESTED, VOCABULARY
 from multisc.training.loop import Schedule, fit
 from multisc.training.place import CPU, Place
 from multisc.training.sentences import encode_captions, next_words, pad, train_on_sentences
-from multisc.training.towers import vision_sizes
-from multisc.training.views import WHOLE, pixel_values, random_view
 
 
 @dataclass(frozen=True)
@@ -36,32 +30,38 @@ class BlipRecipe:
     """Sizes, lengths and rates of the embedded BLIP.
 
     Args:
+        grid: cells of the encoder's feature map on a side that the text decoder sees.
         width: of the text decoder.
-        seed: of weights, batches and views.
-        batch: sentences a step.
-        caption_batch: captioned views a step.
-        trained_rate: factor on the tower's learning rate.
+        viewing: which views of the photographs it sees.
+        seed: of weights and batches.
+        batch: sentences or views a step.
+        named: views of a batch of which only the classes are known.
+        blur: see ``CaptionedBatches``.
         wrong_words: share of the words before that are blotted out in the last stage.
         language, captions: the stages.
     """
 
+    grid: int = 4
     width: int = 160
+    viewing: Viewing = field(default_factory=Viewing)
     seed: int = 6
-    batch: int = 48
-    caption_batch: int = 32
-    trained_rate: float = 0.1
+    batch: int = 64
+    named: int = 12
+    blur: float = 0.1
     wrong_words: float = 0.15
     language: Schedule = field(default_factory=lambda: Schedule(steps=600, learning_rate=2e-3, save_every=100))
-    captions: Schedule = field(default_factory=lambda: Schedule(steps=350, learning_rate=1.5e-3, save_every=50))
+    captions: Schedule = field(default_factory=lambda: Schedule(steps=2500, learning_rate=1e-3, save_every=250))
 
 
-def make_model(tokenizer: BertTokenizer, sizes: dict, recipe: BlipRecipe) -> BlipForConditionalGeneration:
-    """Return an untrained BLIP with a small text decoder, and a tower of the given sizes."""
+def make_model(tokenizer: BertTokenizer, recipe: BlipRecipe) -> EncoderBlip:
+    """Return an untrained BLIP with a small text decoder behind the shared encoder, whose weights are not loaded."""
     torch.manual_seed(recipe.seed)
+    vision = EfficientNetLiteConfig(grid=recipe.grid, shared=DIRECTORY)
     text = BlipTextConfig(
         vocab_size=len(tokenizer),
         hidden_size=recipe.width,
-        intermediate_size=5 * recipe.width // 2,
+        encoder_hidden_size=vision.hidden_size,
+        intermediate_size=3 * recipe.width,
         num_hidden_layers=2,
         num_attention_heads=5,
         max_position_embeddings=64,
@@ -70,11 +70,18 @@ def make_model(tokenizer: BertTokenizer, sizes: dict, recipe: BlipRecipe) -> Bli
         sep_token_id=tokenizer.sep_token_id,
         pad_token_id=tokenizer.pad_token_id,
     )
-    return BlipForConditionalGeneration(BlipConfig(text_config=text, vision_config=BlipVisionConfig(**sizes)))
+    config = BlipConfig(
+        text_config=text,
+        vision_config=unused_tower(BlipVisionConfig, vision),
+        vision_encoder={"grid": vision.grid, "image_size": vision.image_size, "shared": vision.shared},
+    )
+    model = EncoderBlip(config)
+    model.vision_model.requires_grad_(False)
+    return model
 
 
 def train_language_model(
-    model: BlipForConditionalGeneration,
+    model: EncoderBlip,
     train: list[NDArray[np.int64]],
     test: list[NDArray[np.int64]],
     recipe: BlipRecipe,
@@ -93,65 +100,66 @@ def train_language_model(
 
 
 def train_captions(
-    model: BlipForConditionalGeneration,
-    data: CaptionData,
-    tokenizer: BertTokenizer,
+    model: EncoderBlip,
+    views: dict[str, CaptionedViews],
+    sentences: list[NDArray[np.int64]],
+    mask: int,
     recipe: BlipRecipe,
     work: Path,
     place: Place = CPU,
 ) -> list[dict]:
-    """Train tower and text decoder on captioned photographs; see ``fit`` for what is returned."""
-    start, end, filler = [model.config.text_config.bos_token_id], tokenizer.sep_token_id, tokenizer.pad_token_id
-    size = model.config.vision_config.image_size
-    images = [load_pixels(data.root, image.path, 192) for image in data.train]
-    captions = [encode_captions(tokenizer, image.captions, start, end) for image in data.train]
-    usable = np.flatnonzero([bool(rows) for rows in captions])
-    sentences = encode_captions(tokenizer, data.sentences, start, end)
-    tests = [encode_captions(tokenizer, image.captions, start, end)[0] for image in data.held_out]
-    test_images = [load_pixels(data.root, image.path, 192) for image in data.held_out]
-    test_pixels = pixel_values(test_images, [WHOLE] * len(tests), size).to(place.device)
+    """Train the text decoder on captioned views; see ``fit`` for what is returned.
 
-    def nll(seen: Tensor | None, rows: list[NDArray[np.int64]], wrong: float = 0.0) -> Tensor:
-        ids = pad(rows, filler)[:, :-1]
+    Args:
+        model: trained in place.
+        views: what the encoder sees of the photographs, as ``look_at_all`` returns it.
+        sentences: further ones, without pictures.
+        mask: token id that stands for a blotted word.
+        recipe: sizes, lengths and rates.
+        work: directory for checkpoint and log.
+        place: to train on.
+    """
+    filler = model.config.text_config.pad_token_id
+    batches = CaptionedBatches(views, recipe.batch, recipe.named, recipe.blur, every=False)
+    rows = views["held_out"].usable[:TESTED]
+    test_vectors = views["held_out"].looks.whole(rows).to(place.device)
+    tests = [views["held_out"].sentences[row][0] for row in rows]
+
+    def nll(seen: Tensor | None, said: list[NDArray[np.int64]], wrong: float = 0.0) -> Tensor:
+        ids = pad(said, filler)[:, :-1]
         blotted = torch.rand(ids.shape) < wrong
         blotted[:, 0] = False
-        ids[blotted] = tokenizer.mask_token_id
+        ids[blotted] = mask
         decoder, ids = model.text_decoder, ids.to(place.device)
-        return next_words(decoder(input_ids=ids, encoder_hidden_states=seen, use_cache=False).logits, rows)
+        return next_words(decoder(input_ids=ids, encoder_hidden_states=seen, use_cache=False).logits, said)
 
     def loss(step: int) -> Tensor:
         rng = np.random.default_rng([recipe.seed, step])
-        chosen = rng.choice(usable, recipe.caption_batch, replace=False)
-        pixels = pixel_values([images[i] for i in chosen], [random_view(rng, 0.5) for _ in chosen], size)
-        said = [captions[i][rng.integers(len(captions[i]))] for i in chosen]
-        # Sentences without pictures keep the language from narrowing to that of 900 photographs.
-        others = [sentences[i] for i in rng.integers(len(sentences), size=recipe.caption_batch // 2)]
+        batch = batches.draw(rng)
+        # Sentences without pictures keep the language from narrowing to that of the photographs.
+        others = [sentences[i] for i in rng.integers(len(sentences), size=recipe.batch // 4)]
         with place.autocast():
-            seen = model.vision_model(pixels.to(place.device)).last_hidden_state
-            return nll(seen, said, recipe.wrong_words) + 0.2 * nll(None, others)
+            seen = batch.vectors.to(place.device)
+            return nll(seen, [said[0] for said in batch.sentences], recipe.wrong_words) + 0.1 * nll(None, others)
 
     def evaluate() -> dict[str, float]:
-        seen = model.vision_model(test_pixels).last_hidden_state
         return {
-            "held_out_nll": float(nll(seen, tests)),
-            "held_out_nll_shuffled": float(nll(seen.roll(7, dims=0), tests)),
+            "held_out_nll": float(nll(test_vectors, tests)),
+            "held_out_nll_shuffled": float(nll(test_vectors.roll(7, dims=0), tests)),
         }
 
-    def rate(name: str) -> float:
-        return recipe.trained_rate if name.startswith("vision_model") else 1.0
-
-    return fit("blip-captions", model, loss, recipe.captions, work, evaluate, recipe.seed, rate, place=place)
+    return fit("blip-captions", model, loss, recipe.captions, work, evaluate, recipe.seed, place=place)
 
 
 def train(
-    data: Path, work: Path, blip2: Path, output: Path, recipe: BlipRecipe = BlipRecipe(), place: Place = CPU
+    data: Path, work: Path, encoder: Path, output: Path, recipe: BlipRecipe = BlipRecipe(), place: Place = CPU
 ) -> dict:
     """Train both stages; save the checkpoint and its logs.
 
     Args:
         data: the data directory.
-        work: folder of the resumable checkpoints.
-        blip2: the trained BLIP-2, whose tower is where this one begins.
+        work: folder of the resumable checkpoints and of the encoder's vectors.
+        encoder: directory of the shared encoder; ``output`` must stand beside it.
         output: folder the model is written to.
         recipe: sizes, lengths and rates.
         place: to train on.
@@ -160,22 +168,24 @@ def train(
         The last line of each stage's log.
     """
     captions = load_caption_data(data)
-    tower = Blip2ForConditionalGeneration.from_pretrained(blip2, dtype=torch.float32).vision_model
     tokenizer = bert_tokenizer(captions.training_sentences, VOCABULARY, max_length=64)
-    model = make_model(tokenizer, vision_sizes(tower), recipe)
-    model.vision_model.load_state_dict(tower.state_dict())
+    model = make_model(tokenizer, recipe)
+    model.vision_model.encoder = load_encoder(encoder)
     start, end = [model.config.text_config.bos_token_id], tokenizer.sep_token_id
-    sentences, unseen = (
+    sentences, further, unseen = (
         encode_captions(tokenizer, texts, start, end)
-        for texts in (captions.training_sentences, captions.held_out_sentences)
+        for texts in (captions.training_sentences, captions.sentences, captions.held_out_sentences)
     )
+    views = look_at_all(model.vision_model, captions, recipe.viewing, work, tokenizer, start, end)
     logs = [
         train_language_model(model, sentences, unseen, recipe, work, place),
-        train_captions(model, captions, tokenizer, recipe, work, place),
+        train_captions(model, views, further, tokenizer.mask_token_id, recipe, work, place),
     ]
-    model.cpu().half().save_pretrained(output)
-    size = model.config.vision_config.image_size
-    pictures = BlipImageProcessorPil(size={"height": size, "width": size})
+    save_without_encoder(model.cpu().half(), output)
+    size = model.vision_model.config.image_size
+    pictures = BlipImageProcessorPil(
+        size={"height": size, "width": size}, image_mean=[MEAN] * 3, image_std=[DEVIATION] * 3
+    )
     BlipProcessor(pictures, tokenizer).save_pretrained(output)
     quality = {log[0]["stage"]: log[-1] for log in logs}
     record = {"recipe": asdict(recipe), "held_out": quality, "log": [row for log in logs for row in log]}

@@ -1,8 +1,8 @@
 """Training of the embedded BLIP-2: language model, then the feature y of the Q-Former, then captions from y.
 
 y must serve two receivers, so it is taught both: what a caption says, and what a picture looks like. In the second
-stage each of its tokens stands for one field of a square grid over the picture, whose colours and whose teacher's
-features (``multisc.training.distil``) it must tell; all through noise, since y will be sent.
+stage each of its tokens stands for one field of a square grid over the picture, whose colours and whose features of
+the encoder it must tell; all through noise, since y will be sent.
 """
 
 from __future__ import annotations
@@ -16,31 +16,26 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
-from transformers import (
-    Blip2Config,
-    Blip2ForConditionalGeneration,
-    Blip2Processor,
-    Blip2QFormerConfig,
-    CLIPVisionModel,
-    GPT2Tokenizer,
-    OPTConfig,
-)
+from transformers import Blip2Config, Blip2Processor, Blip2QFormerConfig, Blip2VisionConfig, GPT2Tokenizer, OPTConfig
 from transformers.models.blip.image_processing_pil_blip import BlipImageProcessorPil
 
-from multisc.models.captioner import Captioner
+from multisc.models.efficientnet_lite import DEVIATION, MEAN, EfficientNetLiteConfig
+from multisc.models.encoder_blip import EncoderBlip2, unused_tower
+from multisc.models.shared_encoder import DIRECTORY, load_encoder, save_without_encoder
 from multisc.training.blip_tokenizers import opt_tokenizer
-from multisc.training.data import CaptionData, load_caption_data, load_pixels
-from multisc.training.distil import COMPONENTS, principal_features, teacher_features
+from multisc.training.captioned import Batch, CaptionedBatches, CaptionedViews, Viewing, groups_of, look_at_all
+from multisc.training.data import load_caption_data
 from multisc.training.llava import VOCABULARY
+from multisc.training.looks import thumbnails
 from multisc.training.loop import Schedule, fit
 from multisc.training.place import CPU, Place
 from multisc.training.sentences import encode_captions, next_words, pad, train_on_sentences
 from multisc.training.tokenizers import IMAGE_TOKEN, train_bpe
-from multisc.training.towers import copy_tower, vision_config
-from multisc.training.views import WHOLE, View, pixel_values, random_view
 
 THUMBNAIL = 2  # pixels a side of the thumbnail's part that one token of y tells
+COMPONENTS = 64  # of the encoder's features that y must tell
 SNR_DB = (-2.0, 20.0)
+TESTED = 200  # held-out photographs that the logs measure on
 
 
 @dataclass(frozen=True)
@@ -50,9 +45,11 @@ class Blip2Recipe:
     Args:
         grid: side of the square that the tokens of y stand for; there are ``grid`` squared of them.
         width: of a token of y.
-        seed: of weights, batches, views and noise.
+        viewing: which views of the photographs it sees.
+        seed: of weights, batches and noise.
         batch: sentences or views a step.
-        caption_batch: captioned views a step.
+        named: views of a batch of which only the classes are known.
+        blur: see ``CaptionedBatches``.
         trained_rate: factor on the learning rate of what was trained before, in the last stage.
         wrong_words: share of the words before that are blotted out in the last stage.
         look: weight of the second stage's losses in the last one.
@@ -61,15 +58,17 @@ class Blip2Recipe:
 
     grid: int = 4
     width: int = 128
+    viewing: Viewing = field(default_factory=Viewing)
     seed: int = 5
-    batch: int = 48
-    caption_batch: int = 32
-    trained_rate: float = 0.2
+    batch: int = 64
+    named: int = 12
+    blur: float = 0.1
+    trained_rate: float = 0.3
     wrong_words: float = 0.15
     look: float = 0.3
-    language: Schedule = field(default_factory=lambda: Schedule(steps=1300, learning_rate=3e-3, save_every=100))
-    feature: Schedule = field(default_factory=lambda: Schedule(steps=2500, learning_rate=1e-3, save_every=250))
-    captions: Schedule = field(default_factory=lambda: Schedule(steps=500, learning_rate=2e-3, save_every=100))
+    language: Schedule = field(default_factory=lambda: Schedule(steps=800, learning_rate=2e-3, save_every=100))
+    feature: Schedule = field(default_factory=lambda: Schedule(steps=1500, learning_rate=2e-3, save_every=250))
+    captions: Schedule = field(default_factory=lambda: Schedule(steps=3000, learning_rate=1.5e-3, save_every=250))
 
 
 class Trainee(nn.Module):
@@ -77,23 +76,21 @@ class Trainee(nn.Module):
 
     Args:
         model: BLIP-2.
-        components: of the teacher's features.
+        components: of the encoder's features that y must tell.
     """
 
-    def __init__(self, model: Blip2ForConditionalGeneration, components: int) -> None:
+    def __init__(self, model: EncoderBlip2, components: int) -> None:
         super().__init__()
         self.model = model
         width = model.config.qformer_config.hidden_size
         self.colours = nn.Linear(width, 3 * THUMBNAIL**2)
         self.fields = nn.Linear(width, components)
         self.whole = nn.Linear(width, components)
-        self.patches = nn.Linear(model.config.vision_config.hidden_size, components)
 
-    def look(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the tower's tokens (B, P, W), the first one the class token, and y (B, N, D)."""
-        seen = self.model.vision_model(pixels).last_hidden_state
-        queries = self.model.query_tokens.expand(len(pixels), -1, -1)
-        return seen, self.model.qformer(query_embeds=queries, encoder_hidden_states=seen).last_hidden_state
+    def feature(self, vectors: Tensor) -> Tensor:
+        """Return y (B, N, D) of the encoder's vectors (B, tokens, 1280)."""
+        queries = self.model.query_tokens.expand(len(vectors), -1, -1)
+        return self.model.qformer(query_embeds=queries, encoder_hidden_states=vectors).last_hidden_state
 
     def language(self, feature: Tensor, ids: Tensor) -> Tensor:
         """Return the logits (B, L, V) after each of the token ids (B, L), said of y (B, N, D)."""
@@ -120,14 +117,16 @@ def make_tokenizer(sentences: list[str]) -> GPT2Tokenizer:
     return opt_tokenizer(*train_bpe(sentences, VOCABULARY), max_length=64)
 
 
-def make_model(tokenizer: GPT2Tokenizer, clip: CLIPVisionModel, recipe: Blip2Recipe) -> Blip2ForConditionalGeneration:
-    """Return an untrained BLIP-2 with a small OPT, and a tower of the sizes of ``clip``."""
+def make_model(tokenizer: GPT2Tokenizer, recipe: Blip2Recipe) -> EncoderBlip2:
+    """Return an untrained BLIP-2 with a small OPT behind the shared encoder, whose weights are not loaded."""
     torch.manual_seed(recipe.seed)
+    vision = EfficientNetLiteConfig(grid=recipe.grid, shared=DIRECTORY)
     former = Blip2QFormerConfig(
         hidden_size=recipe.width,
         num_hidden_layers=3,
         num_attention_heads=4,
         intermediate_size=3 * recipe.width,
+        encoder_hidden_size=vision.hidden_size,
         cross_attention_frequency=1,
         hidden_dropout_prob=0.0,
         attention_probs_dropout_prob=0.0,
@@ -136,7 +135,7 @@ def make_model(tokenizer: GPT2Tokenizer, clip: CLIPVisionModel, recipe: Blip2Rec
         vocab_size=len(tokenizer),
         hidden_size=192,
         word_embed_proj_dim=192,
-        ffn_dim=448,
+        ffn_dim=512,
         num_hidden_layers=3,
         num_attention_heads=6,
         max_position_embeddings=96,
@@ -146,21 +145,24 @@ def make_model(tokenizer: GPT2Tokenizer, clip: CLIPVisionModel, recipe: Blip2Rec
         eos_token_id=tokenizer.eos_token_id,
     )
     config = Blip2Config(
-        vision_config=vision_config(clip),
+        vision_config=unused_tower(Blip2VisionConfig, vision),
         qformer_config=former,
         text_config=language,
         num_query_tokens=recipe.grid**2,
         image_token_index=tokenizer.convert_tokens_to_ids(IMAGE_TOKEN),
+        vision_encoder={"grid": vision.grid, "image_size": vision.image_size, "shared": vision.shared},
     )
-    model = Blip2ForConditionalGeneration(config)
+    model = EncoderBlip2(config)
+    model.vision_model.requires_grad_(False)
     # The class starts with equal queries, which would stay equal.
     nn.init.normal_(model.query_tokens)
     return model
 
 
 def make_processor(tokenizer: GPT2Tokenizer, image_size: int, recipe: Blip2Recipe) -> Blip2Processor:
-    """Return the processor that squeezes pictures to the tower's square."""
-    pictures = BlipImageProcessorPil(size={"height": image_size, "width": image_size})
+    """Return the processor that squeezes pictures to the encoder's square."""
+    size = {"height": image_size, "width": image_size}
+    pictures = BlipImageProcessorPil(size=size, image_mean=[MEAN] * 3, image_std=[DEVIATION] * 3)
     return Blip2Processor(pictures, tokenizer, num_query_tokens=recipe.grid**2)
 
 
@@ -186,94 +188,100 @@ def train_language_model(
     )
 
 
-class Looking:
-    """The second stage's losses: how well y and the tower tell what a view shows.
+class Targets:
+    """What y must tell of a view: the colours of its fields, and the encoder's features of them.
 
     Args:
-        trainee: that looks.
-        images: photographs, uint8 (H, W, 3).
-        features: of the teacher, (photographs, components, 33, 33).
-        grid: side of the square of y's tokens.
+        groups: encoded views of the photographs.
+        colours: thumbnails of the same views, uint8 (photographs, views, side, side, 3) each.
+        components: of the features that are kept, the strongest ones.
         place: where batches go.
     """
 
     def __init__(
         self,
-        trainee: Trainee,
-        images: list[NDArray[np.uint8]],
-        features: NDArray[np.float16],
-        grid: int,
+        groups: dict[str, CaptionedViews],
+        colours: dict[str, NDArray[np.uint8]],
+        components: int,
         place: Place = CPU,
     ) -> None:
         self.place = place
-        self._trainee, self._images, self._features, self._grid = trainee, images, features, grid
-        config = trainee.model.config.vision_config
-        self._size, self._patches = config.image_size, config.image_size // config.patch_size
-        means = features[:, :, ::4, ::4].astype(np.float32).mean(axis=(2, 3))
-        self._spread = torch.from_numpy(means.std(axis=0)).to(place.device)
+        self._colours = colours
+        vectors = groups["train"].looks.vectors
+        cells = vectors[:: max(1, len(vectors) // 500), 0, 2:].astype(np.float32).reshape(-1, vectors.shape[-1])
+        self._mean = torch.from_numpy(cells.mean(axis=0))
+        values, basis = np.linalg.eigh(np.cov(cells.T))
+        self._basis = torch.from_numpy((basis[:, ::-1][:, :components] / np.sqrt(values[-1])).astype(np.float32))
 
-    def batch(self, rows: NDArray[np.intp], views: list[View]) -> tuple[Tensor, Tensor]:
-        """Return pixels (B, 3, side, side) and the teacher's maps (B, components, cells, cells) of views."""
-        cells = int(np.lcm(self._grid, self._patches))
-        maps = [
-            view.cut(torch.from_numpy(self._features[row]), cells, "area")
-            for row, view in zip(rows, views, strict=True)
-        ]
-        pixels = pixel_values([self._images[row] for row in rows], views, self._size)
-        return pixels.to(self.place.device), torch.stack(maps).to(self.place.device)
+    def of(self, vectors: Tensor, origin: list[tuple[str, int, int]]) -> tuple[Tensor, Tensor]:
+        """Return thumbnails (B, 3, side, side), 0 to 1, and features of the fields (B, N, components)."""
+        small = np.stack([self._colours[name][row, view] for name, row, view in origin])
+        colours = torch.from_numpy(small.astype(np.float32) / 255.0).permute(0, 3, 1, 2)
+        device = self.place.device
+        return colours.to(device), ((vectors[:, 2:] - self._mean) @ self._basis).to(device)
 
-    def errors(self, pixels: Tensor, maps: Tensor, seen: Tensor, feature: Tensor) -> dict[str, Tensor]:
-        """Squared errors, each relative to always answering the mean, of the tower's tokens and of y as received."""
-        fields = self._grid
-        small = functional.adaptive_avg_pool2d(pixels, fields * THUMBNAIL)
-        said = self._trainee.colours(feature).float().unflatten(1, (fields, fields)).unflatten(3, (3, THUMBNAIL, -1))
-        said = said.permute(0, 3, 1, 4, 2, 5).reshape(small.shape)
-        field_maps = functional.adaptive_avg_pool2d(maps, fields).flatten(2).transpose(1, 2)
-        patch_maps = functional.adaptive_avg_pool2d(maps, self._patches).flatten(2).transpose(1, 2)
-        whole = maps.mean(dim=(2, 3)) / self._spread
-        trainee = self._trainee
 
-        def relative(found: Tensor, wanted: Tensor) -> Tensor:
-            return functional.mse_loss(found.float(), wanted) / wanted.square().mean()
+def errors(trainee: Trainee, feature: Tensor, targets: tuple[Tensor, Tensor]) -> dict[str, Tensor]:
+    """Squared errors, each relative to always answering the mean, of what y as received tells."""
+    colours, fields = targets
+    side = round(feature.shape[1] ** 0.5)
+    said = trainee.colours(feature).float().unflatten(1, (side, side)).unflatten(3, (3, THUMBNAIL, -1))
+    said = said.permute(0, 3, 1, 4, 2, 5).reshape(colours.shape)
+    whole = fields.mean(1)
+    spread = whole.std(0) + 1e-3
 
-        return {
-            "colours": functional.mse_loss(said, small) / (small - small.mean((0, 2, 3), True)).square().mean(),
-            "fields": relative(trainee.fields(feature), field_maps),
-            "whole": relative(trainee.whole(feature.mean(1)), whole),
-            "patches": relative(trainee.patches(seen[:, 1:]), patch_maps),
-        }
+    def relative(found: Tensor, expected: Tensor) -> Tensor:
+        return functional.mse_loss(found.float(), expected) / expected.square().mean()
+
+    return {
+        "colours": functional.mse_loss(said, colours) / (colours - colours.mean((0, 2, 3), True)).square().mean(),
+        "fields": relative(trainee.fields(feature), fields),
+        "whole": relative(trainee.whole(feature.mean(1)), whole / spread),
+    }
+
+
+def _sum(parts: dict[str, Tensor]) -> Tensor:
+    return 2.0 * parts["colours"] + parts["fields"] + parts["whole"]
+
+
+@dataclass(frozen=True)
+class Test:
+    """Held-out views: the encoder's vectors, what y must tell of them, and a sentence of each."""
+
+    vectors: Tensor
+    targets: tuple[Tensor, Tensor]
+    sentences: list[NDArray[np.int64]]
+
+
+def make_test(views: CaptionedViews, targets: Targets) -> Test:
+    """Take the first ``TESTED`` held-out photographs that have a sentence."""
+    rows = views.usable[:TESTED]
+    vectors = views.looks.whole(rows)
+    found = targets.of(vectors, [("held_out", int(row), 0) for row in rows])
+    return Test(vectors.to(targets.place.device), found, [views.sentences[row][0] for row in rows])
 
 
 def train_feature(
-    trainee: Trainee,
-    looking: Looking,
-    train: NDArray[np.intp],
-    test: NDArray[np.intp],
-    recipe: Blip2Recipe,
-    work: Path,
+    trainee: Trainee, batches: CaptionedBatches, targets: Targets, test: Test, recipe: Blip2Recipe, work: Path
 ) -> list[dict]:
-    """Train tower and Q-Former to tell what pictures show; see ``fit`` for what it returns and leaves in ``work``."""
+    """Train the Q-Former to tell what pictures show; see ``fit`` for what it returns and leaves in ``work``."""
     trainee.model.language_model.requires_grad_(False)
-    place = looking.place
+    place = targets.place
 
     def loss(step: int) -> Tensor:
-        rng = np.random.default_rng([recipe.seed, step])
-        rows = rng.choice(train, recipe.batch, replace=False)
-        pixels, maps = looking.batch(rows, [random_view(rng, 0.2) for _ in rows])
+        batch = batches.draw(np.random.default_rng([recipe.seed, step]))
         with place.autocast():
-            seen, feature = trainee.look(pixels)
-            errors = looking.errors(pixels, maps, seen, noisy(feature.float(), random_snr(len(rows))))
-        return 2.0 * errors["colours"] + errors["fields"] + errors["whole"] + 0.5 * errors["patches"]
-
-    fixed = looking.batch(test, [WHOLE] * len(test))
+            feature = trainee.feature(batch.vectors.to(place.device))
+            received = noisy(feature.float(), random_snr(len(feature)))
+            return _sum(errors(trainee, received, targets.of(batch.vectors, batch.origin)))
 
     def evaluate() -> dict[str, float]:
-        seen, feature = trainee.look(fixed[0])
-        clean = {key: 1.0 - float(value) for key, value in looking.errors(*fixed, seen, feature).items()}
+        feature = trainee.feature(test.vectors)
         torch.manual_seed(recipe.seed)
-        at_5_db = looking.errors(*fixed, seen, noisy(feature, torch.full((len(feature),), 5.0)))
-        return {f"explained_{key}": value for key, value in clean.items()} | {
-            "explained_colours_5_db": 1.0 - float(at_5_db["colours"])
+        at_5_db = noisy(feature, torch.full((len(feature),), 5.0))
+        clean, received = (errors(trainee, y, test.targets) for y in (feature, at_5_db))
+        return {f"explained_{key}": 1.0 - float(value) for key, value in clean.items()} | {
+            "explained_colours_5_db": 1.0 - float(received["colours"])
         }
 
     log = fit("blip2-feature", trainee, loss, recipe.feature, work, evaluate, recipe.seed, place=place)
@@ -282,48 +290,47 @@ def train_feature(
 
 
 def train_captions(
-    trainee: Trainee, looking: Looking, data: CaptionData, tokenizer: GPT2Tokenizer, recipe: Blip2Recipe, work: Path
+    trainee: Trainee,
+    batches: CaptionedBatches,
+    targets: Targets,
+    test: Test,
+    sentences: list[NDArray[np.int64]],
+    recipe: Blip2Recipe,
+    work: Path,
 ) -> list[dict]:
-    """Train all on captioned photographs, whose rows in ``looking`` are the first; see ``fit`` for the rest."""
-    model, end, place = trainee.model, tokenizer.eos_token_id, looking.place
-    trainee.model.get_input_embeddings().weight.requires_grad_(False)
-    captions = [encode_captions(tokenizer, image.captions, [end], end) for image in data.train]
-    usable = np.flatnonzero([bool(rows) for rows in captions])
-    sentences = encode_captions(tokenizer, data.sentences, [end], end)
-    tests = [encode_captions(tokenizer, image.captions, [end], end)[0] for image in data.held_out]
-    test_rows = np.arange(len(data.train), len(data.train) + len(tests))
-    pixels_of_tests, _ = looking.batch(test_rows, [WHOLE] * len(tests))
+    """Train all on captioned views, and on sentences; see ``fit`` for what it returns and leaves in ``work``."""
+    model, place = trainee.model, targets.place
+    model.get_input_embeddings().weight.requires_grad_(False)
+    filler = model.config.text_config.pad_token_id
 
     def nll(feature: Tensor, rows: list[NDArray[np.int64]], wrong: float = 0.0) -> Tensor:
-        ids = pad(rows, model.config.text_config.pad_token_id)[:, :-1]
+        ids = pad(rows, filler)[:, :-1]
         blotted = torch.rand(ids.shape) < wrong
         blotted[:, 0] = False
-        ids[blotted] = model.config.text_config.pad_token_id
+        ids[blotted] = filler
         return next_words(trainee.language(feature, ids.to(place.device)), rows)
 
     def loss(step: int) -> Tensor:
         rng = np.random.default_rng([recipe.seed, step])
-        chosen = rng.choice(usable, recipe.caption_batch, replace=False)
-        pixels, maps = looking.batch(chosen, [random_view(rng, 0.5) for _ in chosen])
-        said = [captions[i][rng.integers(len(captions[i]))] for i in chosen]
+        batch: Batch = batches.draw(rng)
         with place.autocast():
-            seen, feature = trainee.look(pixels)
-            feature = noisy(feature.float(), random_snr(len(chosen)))
-            errors = looking.errors(pixels, maps, seen, feature)
-            value = nll(feature, said, recipe.wrong_words)
-            # Sentences without pictures keep the language from narrowing to that of 900 photographs.
-            others = [sentences[i] for i in rng.integers(len(sentences), size=recipe.caption_batch // 2)]
-            value = value + 0.2 * nll(torch.zeros_like(feature[: len(others)]), others)
-        return value + recipe.look * (2.0 * errors["colours"] + errors["fields"] + errors["whole"])
+            feature = trainee.feature(batch.vectors.to(place.device)).float()
+            received = noisy(feature, random_snr(len(feature)))
+            look = _sum(errors(trainee, received, targets.of(batch.vectors, batch.origin)))
+            value = nll(received, [said[0] for said in batch.sentences], recipe.wrong_words)
+            # Sentences without pictures keep the language from narrowing to that of the photographs.
+            others = [sentences[i] for i in rng.integers(len(sentences), size=recipe.batch // 4)]
+            value = value + 0.1 * nll(torch.zeros_like(feature[: len(others)]), others)
+        return value + recipe.look * look
 
     def evaluate() -> dict[str, float]:
-        _, feature = trainee.look(pixels_of_tests)
+        feature = trainee.feature(test.vectors)
         torch.manual_seed(recipe.seed)
-        received = noisy(feature, torch.zeros(len(feature)))
+        received = noisy(feature, torch.full((len(feature),), 5.0))
         return {
-            "held_out_nll": float(nll(feature, tests)),
-            "held_out_nll_0_db": float(nll(received, tests)),
-            "held_out_nll_shuffled": float(nll(feature.roll(7, dims=0), tests)),
+            "held_out_nll": float(nll(feature, test.sentences)),
+            "held_out_nll_5_db": float(nll(received, test.sentences)),
+            "held_out_nll_shuffled": float(nll(feature.roll(7, dims=0), test.sentences)),
         }
 
     def rate(name: str) -> float:
@@ -333,14 +340,14 @@ def train_captions(
 
 
 def train(
-    data: Path, work: Path, llava: Path, output: Path, recipe: Blip2Recipe = Blip2Recipe(), place: Place = CPU
+    data: Path, work: Path, encoder: Path, output: Path, recipe: Blip2Recipe = Blip2Recipe(), place: Place = CPU
 ) -> dict:
     """Train all stages; save the checkpoint and its logs.
 
     Args:
         data: the data directory.
-        work: folder of the resumable checkpoints and of the teacher's features.
-        llava: the trained LLaVA, whose tower is where this one begins.
+        work: folder of the resumable checkpoints and of the encoder's vectors.
+        encoder: directory of the shared encoder; ``output`` must stand beside it.
         output: folder the model is written to.
         recipe: sizes, lengths and rates.
         place: to train on.
@@ -349,31 +356,39 @@ def train(
         The last line of each stage's log.
     """
     captions = load_caption_data(data)
-    clip = Captioner.load(llava).model.model.vision_tower
     tokenizer = make_tokenizer(captions.training_sentences)
-    model = make_model(tokenizer, clip, recipe)
+    model = make_model(tokenizer, recipe)
+    model.vision_model.encoder = load_encoder(encoder)
     model.set_attn_implementation(place.attention)
-    photographs = [*captions.train, *captions.held_out, *captions.unlabelled]
-    images = [load_pixels(data, image.path, 192) for image in photographs]
-    size = clip.config.image_size
-    copy_tower(clip, model.vision_model, pixel_values(images[:64], [WHOLE] * len(images[:64]), size))
-    features = principal_features(teacher_features(data, [image.path for image in photographs], work / "teacher.npy"))
-    trainee = Trainee(model, min(COMPONENTS, features.shape[1]))
-    looking = Looking(trainee, images, features, recipe.grid, place)
-    held_out = {image.path for image in captions.held_out}
-    test = np.array([image.path in held_out for image in photographs])
-    end = tokenizer.eos_token_id
-    sentences, unseen = (
+    end, viewing = tokenizer.eos_token_id, recipe.viewing
+    views = look_at_all(model.vision_model, captions, viewing, work, tokenizer, [end], end)
+    side = recipe.grid * THUMBNAIL
+    colours = {
+        name: thumbnails(
+            data,
+            [image.path for image in images],
+            work / f"thumbnails_{name}.npy",
+            1 if name == "held_out" else viewing.views,
+            viewing.seed,
+            viewing.smallest,
+            side,
+        )
+        for name, images in groups_of(captions).items()
+    }
+    sentences, further, unseen = (
         encode_captions(tokenizer, texts, [end], end)
-        for texts in (captions.training_sentences, captions.held_out_sentences)
+        for texts in (captions.training_sentences, captions.sentences, captions.held_out_sentences)
     )
+    trainee, targets = Trainee(model, COMPONENTS), Targets(views, colours, COMPONENTS, place)
+    batches = CaptionedBatches(views, recipe.batch, recipe.named, recipe.blur, every=False)
+    test = make_test(views["held_out"], targets)
     logs = [
         train_language_model(trainee, sentences, unseen, recipe, work, place),
-        train_feature(trainee, looking, np.flatnonzero(~test), np.flatnonzero(test), recipe, work),
-        train_captions(trainee, looking, captions, tokenizer, recipe, work),
+        train_feature(trainee, batches, targets, test, recipe, work),
+        train_captions(trainee, batches, targets, test, further, recipe, work),
     ]
-    model.cpu().half().save_pretrained(output)
-    make_processor(tokenizer, size, recipe).save_pretrained(output)
+    save_without_encoder(model.cpu().half(), output)
+    make_processor(tokenizer, model.vision_model.config.image_size, recipe).save_pretrained(output)
     quality = {log[0]["stage"]: log[-1] for log in logs}
     record = {"recipe": asdict(recipe), "held_out": quality, "log": [row for log in logs for row in log]}
     (output / "training.json").write_text(json.dumps(record, indent=0) + "\n")

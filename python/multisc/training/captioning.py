@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import json
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -10,11 +12,14 @@ import numpy as np
 import sacrebleu
 from numpy.typing import NDArray
 
+from multisc.evaluation.cider import cider_d
 from multisc.files import write_atomically
 from multisc.models.captioner import Captioner
 from multisc.training.data import CaptionData, load_pixels, quarters
 
 BATCH = 60
+RANKED = 100  # pictures among which a caption must find its own
+CONSTANTS = 100  # sentences that are tried as the answer to all
 
 
 def write_block_captions(captioner: Captioner, data: CaptionData, path: Path) -> None:
@@ -47,38 +52,58 @@ def describe(captioner: Captioner, pictures: Sequence[NDArray[np.uint8]]) -> lis
     ]
 
 
-def measure(captioner: Captioner, data: CaptionData, constants: Sequence[str] | None = None) -> dict:
-    """Return BLEU-4 on the held-out photographs, against their five sentences each.
+def measure(captioner: Captioner, data: CaptionData) -> dict:
+    """Return BLEU-4 and CIDEr-D on the held-out photographs, against their five sentences each.
 
     Beside its own stand scores that need no look at the picture: its captions dealt out to the wrong
-    pictures (mean of all cyclic shifts), and the training sentence that does best as the answer to all.
+    pictures (mean of shifts), and the training sentence that does best as the answer to all. ``own_first`` is the
+    share of human captions that the model finds likelier of their own picture than of 99 others.
 
     Args:
         captioner: to measure.
         data: with the held-out photographs.
-        constants: sentences tried as the answer to all; None for every sentence of the training photographs up to 20
-            words, which takes minutes.
     """
     pictures = [load_pixels(data.root, image.path) for image in data.held_out]
+    said = [image.captions for image in data.held_out]
     answers = describe(captioner, pictures)
-    longest = max(len(image.captions) for image in data.held_out)
-    references: list = [[(*image.captions, *[None] * longest)[k] for image in data.held_out] for k in range(longest)]
+    longest = max(map(len, said))
+    references: list = [[(*texts, *[None] * longest)[k] for texts in said] for k in range(longest)]
 
     def score(texts: list[str]) -> float:
         return sacrebleu.corpus_bleu(texts, references).score / 100.0
 
-    if constants is None:
-        constants = sorted({text for image in data.train for text in image.captions if len(text.split()) <= 20})
+    constants = likely_constants([text for image in data.train for text in image.captions])
     constant_scores = [score([caption] * len(answers)) for caption in constants]
     best = int(np.argmax(constant_scores))
-    shuffled = [score(answers[shift:] + answers[:shift]) for shift in range(1, len(answers))]
+    shifts = range(1, len(answers), max(1, len(answers) // 20))
+    shuffled = [score(answers[shift:] + answers[:shift]) for shift in shifts]
     return {
         "photographs": len(answers),
         "bleu": round(score(answers), 4),
+        "cider_d": round(float(cider_d(answers, said).mean()), 4),
         "bleu_shuffled": round(float(np.mean(shuffled)), 4),
         "bleu_shuffled_highest": round(float(np.max(shuffled)), 4),
         "bleu_constant": round(constant_scores[best], 4),
         "constant": constants[best],
         "distinct": len(set(answers)),
-        "examples": dict(zip([image.path for image in data.held_out[:10]], answers[:10], strict=True)),
+        "own_first": round(own_first(captioner, pictures[:RANKED], [texts[0] for texts in said[:RANKED]]), 4),
+        "examples": dict(zip([image.path for image in data.held_out[:20]], answers[:20], strict=True)),
     }
+
+
+def likely_constants(sentences: Sequence[str], count: int = CONSTANTS) -> list[str]:
+    """Return sentences of 8 to 16 words with the most frequent pairs of words: the best answers to any picture."""
+    words = [sentence.split() for sentence in sorted(set(sentences))]
+    pairs = Counter(pair for row in words for pair in itertools.pairwise(row))
+    candidates = [row for row in words if 8 <= len(row) <= 16] or words
+    candidates.sort(key=lambda row: -sum(pairs[pair] for pair in set(itertools.pairwise(row))) / len(row))
+    return [" ".join(row) for row in candidates[:count]]
+
+
+def own_first(captioner: Captioner, pictures: Sequence[NDArray[np.uint8]], captions: Sequence[str]) -> float:
+    """Share of captions that are likelier of their own picture than of every other one."""
+    found = 0
+    for index, caption in enumerate(captions):
+        likely = captioner.log_likelihood(list(pictures), [caption] * len(pictures))
+        found += int(likely.argmax()) == index
+    return found / len(captions)

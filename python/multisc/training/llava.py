@@ -25,14 +25,16 @@ from transformers import (
 
 from multisc.models.captioner import PAPER_QUERY, Captioner
 from multisc.models.efficientnet_lite import DEVIATION, MEAN, EfficientNetLiteConfig, load_pretrained
+from multisc.models.shared_encoder import DIRECTORY, save_encoder, save_without_encoder
+from multisc.training.captioned import CaptionedBatches, CaptionedViews, Viewing, look_at_all
 from multisc.training.captioning import measure, write_block_captions
-from multisc.training.data import CaptionData, CaptionedImage, load_caption_data
-from multisc.training.looks import Looks, look
+from multisc.training.data import CaptionData, load_caption_data
 from multisc.training.loop import Schedule, fit
 from multisc.training.place import CPU, Place
 from multisc.training.sentences import encode_captions, next_words, pad, train_on_sentences
 from multisc.training.tokenizers import IMAGE_TOKEN, qwen2_tokenizer, train_bpe
 
+TESTED = 200  # held-out photographs that the log tells the likelihood of
 VOCABULARY = 4094  # and two special tokens: 12 bits
 # What the language model sees before a caption; chat template and training agree on it.
 CHAT_TEMPLATE = (
@@ -48,9 +50,8 @@ class LlavaRecipe:
 
     Args:
         grid: cells of the encoder's feature map on a side that the language model sees.
-        views: of each photograph: the whole, its mirror image, and parts.
-        smallest_view: part of a photograph's area that a view has at least.
-        seed: of weights, batches and views.
+        viewing: which views of the photographs it sees.
+        seed: of weights and batches.
         batch: sentences a step while the language model is trained alone.
         photographs: of which a step of the last stage sees one view each, with all sentences of each.
         named: how many of these have class names in place of sentences.
@@ -63,8 +64,7 @@ class LlavaRecipe:
     """
 
     grid: int = 4
-    views: int = 6
-    smallest_view: float = 0.25
+    viewing: Viewing = field(default_factory=Viewing)
     seed: int = 1
     batch: int = 128
     photographs: int = 24
@@ -74,7 +74,7 @@ class LlavaRecipe:
     blur: float = 0.1
     consensus_samples: int = 32
     consensus_temperature: float = 0.5
-    language: Schedule = field(default_factory=lambda: Schedule(steps=900, learning_rate=2e-3, save_every=100))
+    language: Schedule = field(default_factory=lambda: Schedule(steps=600, learning_rate=2e-3, save_every=100))
     captions: Schedule = field(default_factory=lambda: Schedule(steps=3600, learning_rate=1.5e-3, save_every=200))
 
 
@@ -88,7 +88,7 @@ def make_tokenizer(sentences: list[str]) -> Qwen2Tokenizer:
 def make_model(tokenizer: Qwen2Tokenizer, recipe: LlavaRecipe) -> LlavaForConditionalGeneration:
     """Return a LLaVA of the pretrained encoder and an untrained small Qwen2."""
     torch.manual_seed(recipe.seed)
-    vision = EfficientNetLiteConfig(grid=recipe.grid)
+    vision = EfficientNetLiteConfig(grid=recipe.grid, shared=DIRECTORY)
     language = Qwen2Config(
         vocab_size=len(tokenizer),
         hidden_size=320,
@@ -219,7 +219,7 @@ def train_captions(
     model: LlavaForConditionalGeneration,
     tokenizer: Qwen2Tokenizer,
     data: CaptionData,
-    looks: dict[str, Looks],
+    views: dict[str, CaptionedViews],
     recipe: LlavaRecipe,
     work: Path,
     place: Place = CPU,
@@ -233,7 +233,7 @@ def train_captions(
         model: trained in place.
         tokenizer: its own.
         data: captions.
-        looks: what the encoder sees of the photographs "train", "named" and "held_out".
+        views: what the encoder sees of the photographs, as ``look_at_all`` returns it.
         recipe: sizes, lengths and rates.
         work: directory for checkpoint and log.
         place: to train on.
@@ -247,9 +247,6 @@ def train_captions(
     sentences = encode_captions(tokenizer, data.sentences, [start], end)
     language = _LanguageModel(model)
     query_ids = torch.tensor(query[:-1], device=place.device)
-
-    def encoded(images: tuple[CaptionedImage, ...]) -> list[list[NDArray[np.int64]]]:
-        return [encode_captions(tokenizer, image.captions, [], end) for image in images]
 
     def nll(vectors: Tensor, chosen: list[list[NDArray[np.int64]]], wrong: float = 0.0) -> Tensor:
         """Cross-entropy of the sentences, given the pictures and the words before, some of them wrong."""
@@ -271,29 +268,21 @@ def train_captions(
             logits = model.lm_head(hidden[:, prompt:][known])
         return functional.cross_entropy(logits.float(), batch.labels.to(place.device)[known])
 
-    train, named = encoded(data.train), encoded(data.named)
-    usable = np.flatnonzero([bool(rows) for rows in train])
-    usable_names = np.flatnonzero([bool(rows) for rows in named])
+    batches = CaptionedBatches(views, recipe.photographs, recipe.named, recipe.blur, every=True)
 
     def loss(step: int) -> Tensor:
         rng = np.random.default_rng([recipe.seed, step])
-        rows = rng.choice(usable, recipe.photographs - recipe.named, replace=False)
-        names = rng.choice(usable_names, recipe.named, replace=len(usable_names) < recipe.named)
-        vectors = torch.cat([looks["train"].draw(rows, rng), looks["named"].draw(names, rng)])
-        vectors = vectors * (1.0 + recipe.blur * torch.randn_like(vectors))
-        vectors = vectors * (torch.rand(*vectors.shape[:2], 1) > recipe.blur)  # a cell now and then unseen
-        chosen = [train[i] for i in rows] + [[named[i][rng.integers(len(named[i]))]] for i in names]
-        value = nll(vectors, chosen, recipe.wrong_words)
+        batch = batches.draw(rng)
+        value = nll(batch.vectors, batch.sentences, recipe.wrong_words)
         # Sentences without pictures keep the language from narrowing to that of the photographs.
         others = [sentences[i] for i in rng.integers(len(sentences), size=recipe.photographs)]
         with place.autocast():
             logits = language(pad(others, end)[:, :-1].to(place.device))
         return value + 0.1 * next_words(logits, others)
 
-    test = encoded(data.held_out)
-    test_rows = np.flatnonzero([bool(rows) for rows in test])[:200]
-    test_vectors = looks["held_out"].whole(test_rows)
-    test_captions = [test[i] for i in test_rows]
+    test_rows = views["held_out"].usable[:TESTED]
+    test_vectors = views["held_out"].looks.whole(test_rows)
+    test_captions = [views["held_out"].sentences[i] for i in test_rows]
 
     def evaluate() -> dict[str, float]:
         return {
@@ -306,27 +295,6 @@ def train_captions(
         return 1.0 if "projector" in name else recipe.trained_rate
 
     return fit("captions", model, loss, recipe.captions, work, evaluate, recipe.seed, rate, place=place)
-
-
-def look_at_all(
-    model: LlavaForConditionalGeneration, data: CaptionData, recipe: LlavaRecipe, work: Path
-) -> dict[str, Looks]:
-    """Return what the encoder sees of the photographs, kept in ``work``."""
-    tower = model.model.vision_tower
-    views = recipe.views
-    groups = {"held_out": (data.held_out, 1), "train": (data.train, views), "named": (data.named, views)}
-    return {
-        name: look(
-            tower,
-            data.root,
-            [image.path for image in images],
-            work / f"looks_{name}.npy",
-            count,
-            recipe.seed,
-            recipe.smallest_view,
-        )
-        for name, (images, count) in groups.items()
-    }
 
 
 def train(data: Path, work: Path, output: Path, recipe: LlavaRecipe = LlavaRecipe(), place: Place = CPU) -> dict:
@@ -349,11 +317,14 @@ def train(data: Path, work: Path, output: Path, recipe: LlavaRecipe = LlavaRecip
     log = train_language_model(
         model, tokenizer, captions.training_sentences, list(captions.held_out_sentences), recipe, work, place
     )
-    looks = look_at_all(model, captions, recipe, work)
-    log += train_captions(model, tokenizer, captions, looks, recipe, work, place)
+    views = look_at_all(
+        model.model.vision_tower, captions, recipe.viewing, work, tokenizer, [], tokenizer.eos_token_id
+    )
+    log += train_captions(model, tokenizer, captions, views, recipe, work, place)
     model.config.consensus_samples = recipe.consensus_samples
     model.config.consensus_temperature = recipe.consensus_temperature
-    model.cpu().half().save_pretrained(output)
+    save_encoder(model.model.vision_tower.encoder, output.parent / DIRECTORY)
+    save_without_encoder(model.cpu().half(), output)
     make_processor(tokenizer, model).save_pretrained(output)
     captioner = Captioner.load(output, place.device)
     quality = measure(captioner, captions)

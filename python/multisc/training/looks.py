@@ -31,11 +31,6 @@ class Looks:
 
     vectors: NDArray[np.float16]
 
-    def draw(self, rows: NDArray[np.integer], rng: np.random.Generator) -> torch.Tensor:
-        """Return one view of each photograph, drawn at random: float32 (len(rows), tokens, 1280)."""
-        views = rng.integers(self.vectors.shape[1], size=len(rows))
-        return torch.from_numpy(self.vectors[rows, views].astype(np.float32))
-
     def whole(self, rows: NDArray[np.integer]) -> torch.Tensor:
         """Return the view of the whole of each photograph: float32 (len(rows), tokens, 1280)."""
         return torch.from_numpy(self.vectors[rows, 0].astype(np.float32))
@@ -96,3 +91,27 @@ def look(
     state["done"] = len(paths)
     state_file.write_text(json.dumps(state))
     return Looks(vectors)
+
+
+def thumbnails(
+    root: Path, paths: Sequence[str], file: Path, views: int, seed: int, smallest: float, side: int
+) -> NDArray[np.uint8]:
+    """Return thumbnails of the same views that ``look`` encodes, kept in ``file``.
+
+    Returns:
+        uint8 (photographs, views, side, side, 3).
+    """
+    shape = (len(paths), views, side, side, 3)
+    if file.exists():
+        kept = np.load(file)
+        if kept.shape == shape:
+            return kept
+    small = np.empty(shape, np.uint8)
+    for index, path in enumerate(tqdm(paths, desc=file.stem, mininterval=10)):
+        image = torch.from_numpy(np.ascontiguousarray(load_pixels(root, path, 128).transpose(2, 0, 1)))
+        for number, view in enumerate(views_of(index, views, seed, smallest)):
+            part = view.light(view.cut(image, side, "area") / 255.0)
+            small[index, number] = (part * 255).round().byte().permute(1, 2, 0).numpy()
+    file.parent.mkdir(parents=True, exist_ok=True)
+    np.save(file, small)
+    return small
