@@ -14,16 +14,15 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional
 
-from multisc.training.data import CaptionData, CaptionedImage, load_caption_data, load_pixels
+from multisc.training.data import CaptionData, CaptionedImage
 from multisc.training.loop import Schedule, fit
+from multisc.training.photographs import Photograph, load_photographs
 from multisc.training.place import CPU, Place
 
-CELL = 16  # pixels of a latent on each side
-LONG_SIDES = (224, 400)  # of the photographs that crops are cut from
-TEST_SIDE = 256
-TEST_PICTURES = 100
-LATENT_CHANNELS = 12
-TOO_SMALL = "flickr900"  # its photographs have 200 pixels on their longer side: enlarged, they would teach blur
+CELL = 8  # pixels of a latent on each side
+LONG_SIDES = (112, 208)  # of the photographs that crops are cut from
+TEST_SIDE = 144
+LATENT_CHANNELS = 6
 
 
 @dataclass(frozen=True)
@@ -33,7 +32,7 @@ class VaeTraining:
     Args:
         steps: optimiser steps.
         batch: crops per step.
-        crop: side of a crop in pixels, a multiple of ``CELL``.
+        crop: side of a crop in pixels, a multiple of 8.
         rate: peak learning rate.
         kl: weight of the mean divergence per latent value from a unit normal.
         lead: weight of the latents' distance from ``block_spectrum`` at the start; it falls to a tenth half-way. Left
@@ -42,9 +41,9 @@ class VaeTraining:
         seed: of weights, order and augmentation.
     """
 
-    steps: int = 1600
+    steps: int = 1500
     batch: int = 8
-    crop: int = 96
+    crop: int = 64
     rate: float = 1.5e-3
     kl: float = 3e-4
     lead: float = 1.0
@@ -53,8 +52,8 @@ class VaeTraining:
 
 
 def make_vae() -> AutoencoderKL:
-    """An untrained autoencoder: 16 times smaller on each side, 12 channels; convolutions only, so any size goes."""
-    widths = (16, 32, 64, 96, 112)
+    """An untrained autoencoder: 8 times smaller on each side, 6 channels; convolutions only, so any size goes."""
+    widths = (12, 24, 48, 64)
     return AutoencoderKL(
         down_block_types=("DownEncoderBlock2D",) * len(widths),
         up_block_types=("UpDecoderBlock2D",) * len(widths),
@@ -62,7 +61,7 @@ def make_vae() -> AutoencoderKL:
         layers_per_block=1,
         latent_channels=LATENT_CHANNELS,
         norm_num_groups=1,  # more would even out the channels' means, and with them the colours
-        sample_size=TEST_SIDE,
+        sample_size=128,
         mid_block_add_attention=False,
         force_upcast=False,
     )
@@ -71,6 +70,9 @@ def make_vae() -> AutoencoderKL:
 def to_tensor(pictures: NDArray[np.uint8]) -> Tensor:
     """Bring uint8 (B, H, W, 3) to float32 (B, 3, H, W) in [-1, 1]."""
     return torch.from_numpy(pictures.transpose(0, 3, 1, 2).astype(np.float32)) / 127.5 - 1.0
+
+
+TOO_SMALL = "flickr900"  # its photographs have 200 pixels on their longer side: enlarged, they would teach blur
 
 
 def training_pictures(data: CaptionData) -> list[CaptionedImage]:
@@ -83,7 +85,7 @@ def random_crop(picture: NDArray[np.uint8], side: int, rng: np.random.Generator)
     """Cut a square of ``side`` pixels from the photograph at a random scale, place and mirroring."""
     long_side = np.exp(rng.uniform(*np.log(LONG_SIDES)))
     height, width = picture.shape[:2]
-    cut = min(height, width, round(side * max(1.0, max(height, width) / long_side)))
+    cut = min(height, width, round(side * max(height, width) / long_side))
     top, left = int(rng.integers(height - cut + 1)), int(rng.integers(width - cut + 1))
     box = (left, top, left + cut, top + cut)
     crop = np.asarray(Image.fromarray(picture).resize((side, side), Image.Resampling.LANCZOS, box))
@@ -97,30 +99,20 @@ def to_luma_chroma(pictures: Tensor) -> Tensor:
     return functional.conv2d(pictures, rows.view(3, 3, 1, 1).to(pictures.device))
 
 
-# Vertical and horizontal frequency of a block's slowest variations, and their deviation over photographs.
-_LUMA_WAVES = ((0, 0, 0.45), (0, 1, 0.068), (1, 0, 0.068), (1, 1, 0.024), (0, 2, 0.038), (2, 0, 0.038))
-_CHROMA_WAVES = ((0, 0, 0.18), (0, 1, 0.022), (1, 0, 0.022))
-
-
 def block_spectrum(pictures: Tensor) -> Tensor:
-    """What the latents are first led to: the slowest variations of a block, six of its luma and three of each chroma.
+    """What the latents are first led to: a block's mean luma and chroma and its three slowest luma variations.
 
     Returns:
-        (B, 12, H/16, W/16), each channel of about unit deviation over photographs.
+        (B, 6, H/8, W/8), each channel of about unit deviation over photographs.
     """
+    wave = torch.cos(torch.pi * (torch.arange(8) + 0.5) / 8)
+    flat = torch.ones(8)
+    pairs = ((flat, flat), (flat, wave), (wave, flat), (wave, wave))
+    kernels = torch.stack([torch.outer(a, b) / 64 for a, b in pairs])[:, None].to(pictures.device)
     opponent = to_luma_chroma(pictures)
-    parts = [functional.conv2d(opponent[:, :1], _kernels(_LUMA_WAVES).to(pictures.device), stride=CELL)]
-    for channel in (1, 2):
-        kernels = _kernels(_CHROMA_WAVES).to(pictures.device)
-        parts.append(functional.conv2d(opponent[:, channel : channel + 1], kernels, stride=CELL))
-    return torch.cat(parts, 1)
-
-
-def _kernels(waves: tuple[tuple[int, int, float], ...]) -> Tensor:
-    phase = torch.pi * (torch.arange(CELL) + 0.5) / CELL
-    return torch.stack(
-        [torch.outer(torch.cos(phase * v), torch.cos(phase * h)) / (CELL**2 * size) for v, h, size in waves]
-    )[:, None]
+    luma = functional.conv2d(opponent[:, :1], kernels, stride=8)
+    chroma = functional.avg_pool2d(opponent[:, 1:], 8)
+    return torch.cat([luma[:, :1] / 0.5, chroma / 0.15, luma[:, 1:3] / 0.09, luma[:, 3:] / 0.04], 1)
 
 
 def distortion(output: Tensor, target: Tensor, edges: float) -> Tensor:
@@ -150,15 +142,14 @@ def train(
         What ``measure`` found.
     """
     torch.manual_seed(setup.seed)
-    found = load_caption_data(data)
-    pictures = training_pictures(found)
-    model = make_vae().to(memory_format=torch.channels_last)
+    photographs = load_photographs(data)
+    pictures = [p.load(256) for p in photographs if not p.held_out]
+    model = make_vae()
 
     def loss(step: int) -> Tensor:
         rng = np.random.default_rng([setup.seed, step])
-        picks = [pictures[k] for k in rng.integers(len(pictures), size=setup.batch)]
-        crops = [random_crop(load_pixels(data, image.path, 512), setup.crop, rng) for image in picks]
-        target = to_tensor(np.stack(crops)).to(place.device, memory_format=torch.channels_last)
+        picks = rng.integers(len(pictures), size=setup.batch)
+        target = to_tensor(np.stack([random_crop(pictures[k], setup.crop, rng) for k in picks])).to(place.device)
         with place.autocast():
             posterior = model.encode(target).latent_dist
             decoded = model.decode(posterior.sample(torch.default_generator)).sample  # drawn on the CPU
@@ -170,33 +161,32 @@ def train(
     schedule = Schedule(setup.steps, setup.rate, warm_up=50, weight_decay=0.0)
     log = fit("vae", model, loss, schedule, work, seed=setup.seed, place=place)
     model.cpu()
-    some = [fit_size(load_pixels(data, image.path)) for image in pictures[:: max(1, len(pictures) // 100)]]
     with torch.inference_mode():
-        spread = [model.encode(to_tensor(picture[None])).latent_dist.mean for picture in some]
+        spread = [model.encode(to_tensor(fit_size(picture)[None])).latent_dist.mean for picture in pictures[::20]]
     deviation = torch.cat([latents.flatten() for latents in spread]).std().item()
     model.register_to_config(scaling_factor=round(1.0 / deviation, 5))
     model.half().save_pretrained(output)
-    held_out = [load_pixels(data, image.path) for image in found.held_out[:TEST_PICTURES]]
-    quality = measure(model.float(), held_out)
+    quality = measure(model.float(), photographs)
     record = {"setup": asdict(setup), "photographs": len(pictures), "held_out": quality, "log": log}
     (output / "training.json").write_text(json.dumps(record) + "\n")
     return quality
 
 
-def fit_size(picture: NDArray[np.uint8], multiple: int = CELL) -> NDArray[np.uint8]:
-    """Bring a picture to a long side of about ``TEST_SIDE``, both sides multiples of ``multiple``."""
+def fit_size(picture: NDArray[np.uint8], multiple: int = 16) -> NDArray[np.uint8]:
+    """Reduce a picture to a long side of about ``TEST_SIDE``, both sides multiples of ``multiple``."""
     height, width = picture.shape[:2]
     scale = TEST_SIDE / max(height, width)
     columns, rows = (max(1, round(side * scale / multiple)) * multiple for side in (width, height))
     return np.asarray(Image.fromarray(picture).resize((columns, rows), Image.Resampling.LANCZOS))
 
 
-def measure(model: AutoencoderKL, pictures: list[NDArray[np.uint8]]) -> dict[str, float]:
-    """Mean PSNR in dB of pictures at about 256 pixels, through the latents' means and back."""
+def measure(model: AutoencoderKL, photographs: list[Photograph]) -> dict[str, float]:
+    """Mean PSNR in dB of held-out photographs at about 144 pixels, through the latents' means and back."""
     values = []
-    for picture in pictures:
-        target = to_tensor(fit_size(picture)[None])
-        with torch.inference_mode():
-            decoded = model.decode(model.encode(target).latent_dist.mean).sample.clamp(-1, 1)
-        values.append(10 * np.log10(4 / functional.mse_loss(decoded, target).item()))
+    for photograph in photographs:
+        if photograph.held_out:
+            target = to_tensor(fit_size(photograph.load(256))[None])
+            with torch.inference_mode():
+                decoded = model.decode(model.encode(target).latent_dist.mean).sample.clamp(-1, 1)
+            values.append(10 * np.log10(4 / functional.mse_loss(decoded, target).item()))
     return {"pictures": len(values), "psnr_db": round(float(np.mean(values)), 2)}
