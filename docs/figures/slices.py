@@ -71,25 +71,22 @@ def main() -> None:
         x, y, w, h = box
         wanted = image[y : y + h, x : x + w]
         uses = channel_uses(plain.stream(pixels.crop(image, box, USUAL_SIDE)))
-        for snr_db in SNRS_DB:
-            codecs: dict[str, SliceCodec] = {
-                "pixels": replace(plain, denoiser=denoiser),
-                "jscc": JsccSlices(jscc, 10),
-                **{f"bpg {modulation} {code}": BpgSlices(modulation, code) for modulation, code in BPG},
-            }
-            for name, codec in codecs.items():
-                side = USUAL_SIDE if name == "pixels" else MAX_SIDE
-                coded = codec.encode(image, box, side, uses)
-                assert channel_uses(coded.stream) <= uses
+        codecs: dict[str, SliceCodec] = {
+            "pixels": replace(plain, denoiser=denoiser),
+            "jscc": JsccSlices(jscc, 10),
+            **{f"bpg {modulation} {code}": BpgSlices(modulation, code) for modulation, code in BPG},
+        }
+        for name, codec in codecs.items():
+            coded = codec.encode(image, box, USUAL_SIDE if name == "pixels" else MAX_SIDE, uses)
+            assert channel_uses(coded.stream) <= uses
+            size = (coded.piece.shape[1], coded.piece.shape[0])
+            for snr_db in SNRS_DB:
                 received = cross(coded.stream, snr_db, number)
-                size = coded.piece.shape[1::-1]
                 variants = {name: codec.decode(received, size)}
                 if name == "pixels":
-                    hard = replace(
-                        received, data=Quantiser(BITS, 1.0).dequantise((received.llrs < 0).astype(np.uint8))
-                    )
+                    decided = Quantiser(BITS, 1.0).dequantise((received.llrs < 0).astype(np.uint8))
                     variants = {
-                        "pixels, hard decision": plain.decode(replace(hard, llrs=received.llrs[:0]), size),
+                        "pixels, hard decision": plain.decode(replace(received, data=decided), size),
                         "pixels, each by itself": plain.decode(received, size),
                         "pixels, denoised": variants[name],
                     }
@@ -99,17 +96,15 @@ def main() -> None:
                         grey = np.full_like(wanted, 128)
                         found.append([psnr(grey, wanted), similarity(grey, wanted), 0.0, 0.0])
                         continue
-                    error = np.sqrt(np.mean((made.piece.astype(float) - coded.piece) ** 2)) / 255.0
+                    error = float(np.sqrt(np.mean((made.piece.astype(float) - coded.piece) ** 2))) / 255.0
                     found.append([psnr(made.piece, wanted), similarity(made.piece, wanted), error, made.error])
     table = {
         name: {snr: [round(float(v), 4) for v in np.mean(found, 0)] for snr, found in by_snr.items()}
         for name, by_snr in rows.items()
     }
     for name, by_snr in table.items():
-        print(
-            f"{name:28}"
-            + "  ".join(f"{snr}: {a:5.2f} dB {b:.3f} ({c:.3f}, {d:.3f})" for snr, (a, b, c, d) in by_snr.items())
-        )
+        values = (f"{snr}: {v[0]:5.2f} dB {v[1]:.3f} ({v[2]:.3f}, {v[3]:.3f})" for snr, v in by_snr.items())
+        print(f"{name:24}", *values, sep="  ")
     meaning = ["psnr_db in the box", "effnet_cosine of the box", "rms error of the slice", "expected rms error"]
     (args.out / "slices.json").write_text(json.dumps({"columns": meaning, "rows": table}, indent=1) + "\n")
 

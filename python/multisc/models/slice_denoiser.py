@@ -24,7 +24,8 @@ from multisc.models.checkpoint import check_directory
 CONFIG_NAME = "config.json"
 WEIGHTS_NAME = "model.safetensors"
 COLOURS = 3
-INPUTS = COLOURS * (MAX_BITS + 1)  # soft bits and mean of each colour
+INPUTS = COLOURS * (MAX_BITS + 2)  # soft bits, mean and deviation of each colour
+REACH = 2.0  # how far a sample may be moved from its own mean, in its own deviations, by an output of 1
 SHRINK = 4
 MAX_WIDTH = 256
 
@@ -53,14 +54,16 @@ class DenoiserNetwork(nn.Module):
             given: (B, ``INPUTS``, H, W), sides multiples of ``SHRINK``; see ``inputs``.
 
         Returns:
-            (B, 3, H, W) in [-1, 1], and the logarithm of its mean squared error at each pixel, (B, 1, H, W).
+            (B, 3, H, W), about -1 to 1, and the logarithm of its mean squared error at each pixel, (B, 1, H, W).
         """
         first = self.first(given)
         second = self.second(functional.avg_pool2d(first, 2))
         third = self.third(functional.avg_pool2d(second, 2))
         second = self.second_back(torch.cat([second, _double(third)], 1))
         made = self.first_back(torch.cat([first, _double(second)], 1))
-        return given[:, -COLOURS:] + made[:, :COLOURS], made[:, COLOURS:]
+        mean, deviation = given[:, -2 * COLOURS : -COLOURS], given[:, -COLOURS:]
+        # Where the bits are sure nothing is left to estimate, and a clear slice stays as it is.
+        return mean + REACH * deviation * made[:, :COLOURS], made[:, COLOURS:]
 
 
 def _conv(inputs: int, outputs: int) -> nn.Module:
@@ -81,14 +84,21 @@ def inputs(llrs: Tensor) -> Tensor:
         llrs: of the Gray-labelled bits of each colour sample, (B, bits, 3, H, W).
 
     Returns:
-        (B, 27, H, W): 8 soft bits of each colour, then the colours' means given their own bits, in [-1, 1].
+        (B, 30, H, W): 8 soft bits of each colour, then the mean and the deviation of each given its own bits, for
+        values of -1 to 1.
     """
     soft = torch.tanh(llrs.float().clamp(-40.0, 40.0) / 2.0)
     soft = functional.pad(soft, (0, 0, 0, 0, 0, 0, 0, MAX_BITS - llrs.shape[1]))
-    # The sign of a natural bit is the product of those of the Gray bits up to it.
+    # The sign of a natural bit is the product of those of the Gray bits up to it; the value is the sum of the signs,
+    # each worth half of the one before. From the last bit on, the signs' joint mean square is built up.
     weights = torch.tensor([0.5**k for k in range(1, MAX_BITS + 1)]).to(soft).view(1, -1, 1, 1, 1)
     mean = -(torch.cumprod(soft, 1) * weights).sum(1)
-    return torch.cat([soft.flatten(1, 2), mean], 1)
+    rest, square = torch.zeros_like(mean), torch.zeros_like(mean)
+    for k in range(MAX_BITS - 1, -1, -1):
+        square = square + weights[:, k] ** 2 + 2.0 * weights[:, k] * rest
+        rest = soft[:, k] * (weights[:, k] + rest)
+    deviation = (square - mean.square()).clamp(min=0.0).sqrt()
+    return torch.cat([soft.flatten(1, 2), mean, deviation], 1)
 
 
 class SliceDenoiser:

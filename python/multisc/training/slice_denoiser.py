@@ -151,7 +151,7 @@ def measure(network: DenoiserNetwork, data: Path, images: tuple[CaptionedImage, 
     for snr_db in TEST_SNRS_DB:
         level, still = np.full(len(stack), float(snr_db)), np.zeros(len(stack), bool)
         llrs = soft_bits(stack, 6, level, still, [9, snr_db + 100])
-        hard, soft = inputs(llrs.sign() * 80.0)[:, -3:], inputs(llrs)
-        for name, made in (("hard", hard), ("mean", soft[:, -3:]), ("denoised", network(soft)[0].clamp(-1, 1))):
+        hard, soft = inputs(llrs.sign() * 80.0)[:, -6:-3], inputs(llrs)
+        for name, made in (("hard", hard), ("mean", soft[:, -6:-3]), ("denoised", network(soft)[0].clamp(-1, 1))):
             found[f"{name}_{snr_db}_db"] = round(10 * np.log10(4 / functional.mse_loss(made, target).item()), 2)
     return found
