@@ -65,7 +65,10 @@ def main() -> None:
     jscc = profile.load(Jscc, "deep-jscc")
     plain = PixelSlices(BITS, "qpsk", "none")
     rows: dict[str, dict[str, list[list[float]]]] = {}
-    for number, path in enumerate(sorted(args.images.glob("*.png"))):
+    paths = sorted(args.images.glob("*.png"))
+    if not paths:
+        raise SystemExit(f"--images {args.images}: no PNG files are there")
+    for number, path in enumerate(paths):
         image = load_image(path)
         box = segmenter.segment(image).box
         x, y, w, h = box

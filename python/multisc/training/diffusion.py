@@ -66,7 +66,7 @@ class DiffusionTraining:
         seed: of weights, order and noise.
     """
 
-    steps: int = 1200
+    steps: int = 900
     batch: int = 32
     rate: float = 2e-3
     decay: float = 0.996

@@ -91,5 +91,5 @@ def test_damaged_checkpoint_is_named(tmp_path: Path, damage: str) -> None:
     save_pretrained(DenoiserNetwork(8), 8, tmp_path)
     SliceDenoiser.load(tmp_path)
     (tmp_path / damage).write_bytes(b'{"width": 100000}')
-    with pytest.raises(ModelError, match="slice denoiser|safetensors"):
+    with pytest.raises(ModelError, match=r"slice denoiser|safetensors"):
         SliceDenoiser.load(tmp_path)
