@@ -2,7 +2,7 @@
 
 .venv/bin/python examples/thumbnail_system.py
 
-docs/adding-a-system.md goes through it line by line.
+docs/how-to/adding-a-system.md goes through it line by line.
 """
 
 from __future__ import annotations

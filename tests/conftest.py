@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import importlib
 import os
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -17,25 +18,40 @@ from numpy.typing import NDArray
 
 from tests.support.paths import DATA, ROOT
 
-# Where one of the modules is missing, the tests below that path are skipped with the reason, not failed.
-NEEDS = {
-    "gnuradio": {
-        "gnuradio.gr": "GNU Radio is not installed",
-        "gnuradio.multisc": "the blocks are not beside GNU Radio: make setup",
-    },
-    "gnuradio/test_grc.py": {"gnuradio.grc.core.platform": "GNU Radio Companion is not installed"},
-    "gnuradio/test_flowgraphs.py": {"gnuradio.grc.core.platform": "GNU Radio Companion is not installed"},
-    "gnuradio/test_sdr.py": {
-        "gnuradio.grc.core.platform": "GNU Radio Companion is not installed",
-        "gnuradio.soapy": "gr-soapy is not installed",
-    },
-    "unit/models": {"torch": "torch is not installed"},
-    "unit/training": {"torch": "torch is not installed"},
-}
+# What may be missing: the module, the reason to give, and the folders and files that are skipped without it.
+NEEDS = [
+    ("gnuradio.gr", "GNU Radio is not installed", ["gnuradio"]),
+    ("gnuradio.multisc", "the blocks are not beside GNU Radio: make setup", ["gnuradio"]),
+    (
+        "gnuradio.grc.core.platform",
+        "GNU Radio Companion is not installed",
+        ["gnuradio/test_grc.py", "gnuradio/test_flowgraphs.py", "gnuradio/test_sdr.py"],
+    ),
+    ("gnuradio.soapy", "gr-soapy is not installed", ["gnuradio/test_sdr.py"]),
+    (
+        "torch",
+        "torch is not installed",
+        [
+            "integration/test_foundation.py",
+            "integration/test_models_command.py",
+            "integration/test_train_foundation.py",
+            "unit/models",
+            "unit/systems/test_deep_jscc.py",
+            "unit/systems/test_multi_sc.py",
+            "unit/systems/test_slices.py",
+            "unit/systems/test_vlf_msc.py",
+            "unit/training",
+        ],
+    ),
+]
 
 # The same examples in every run; a run that looks further: pytest --hypothesis-profile=default
 settings.register_profile("repeatable", derandomize=True, deadline=None)
 settings.load_profile("repeatable")
+
+
+# A shell that starts the tests in the background has them ignore Ctrl-C, and so would every program they start.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @functools.cache
@@ -61,12 +77,11 @@ class Skipped(pytest.Module):
 def pytest_pycollect_makemodule(module_path: Path, parent: pytest.Collector) -> pytest.Module | None:
     """Skip files whose needs are not met."""
     below = module_path.relative_to(ROOT / "tests")
-    for place, modules in NEEDS.items():
-        for module, reason in modules.items() if below.is_relative_to(place) else ():
-            if not can_be_imported(module):
-                file = Skipped.from_parent(parent, path=module_path)
-                file.reason = reason
-                return file
+    for module, reason, places in NEEDS:
+        if any(below.is_relative_to(place) for place in places) and not can_be_imported(module):
+            file = Skipped.from_parent(parent, path=module_path)
+            file.reason = reason
+            return file
     return None
 
 

@@ -1,4 +1,4 @@
-"""What captions and slice each add to Multi-SC: the tables of docs/ablation.md.
+"""What captions and slice each add to Multi-SC: the tables of docs/results/ablation.md.
 
     .venv/bin/python docs/figures/ablation.py --snr 10 --seeds 2
 

@@ -1,4 +1,4 @@
-"""deep-jscc on the Kodak images: the numbers and the plot of docs/deep-jscc.md.
+"""deep-jscc on the Kodak images: the numbers and the plot of docs/explanation/deep-jscc.md.
 
     .venv/bin/python docs/figures/deep_jscc.py            measure, then draw
     .venv/bin/python docs/figures/deep_jscc.py --draw     draw what was measured before

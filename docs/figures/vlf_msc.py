@@ -1,4 +1,4 @@
-"""VLF-MSC and its two baselines at equal channel uses: the numbers and the plot of docs/vlf-msc.md.
+"""VLF-MSC and its two baselines at equal channel uses: the numbers and the plot of docs/explanation/vlf-msc.md.
 
     .venv/bin/python docs/figures/vlf_msc.py
 

@@ -132,7 +132,7 @@ def test_a_description_says_what_the_block_does(platform, name: str) -> None:
 
 
 def test_every_port_stands_in_the_table_of_pdus(platform) -> None:
-    text = (ROOT / "docs" / "pdu.md").read_text()
+    text = (ROOT / "docs" / "reference" / "pdu.md").read_text()
     rows = {row.split("|")[1].strip(): row.split("|")[2:4] for row in text.splitlines() if row.count("|") == 4}
     for name in DESCRIBED:
         block = platform.blocks[name]

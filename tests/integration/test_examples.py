@@ -33,10 +33,10 @@ def test_thumbnail_system() -> None:
 
 
 def test_documented_system_works_under_its_name(monkeypatch, tmp_path, capsys) -> None:
-    """One file and one line, as docs/adding-a-system.md says; nothing else knows the system."""
+    """One file and one line, as docs/how-to/adding-a-system.md says; nothing else knows the system."""
     line = next(
         line
-        for line in (EXAMPLES.parent / "docs/adding-a-system.md").read_text().splitlines()
+        for line in (EXAMPLES.parent / "docs/how-to/adding-a-system.md").read_text().splitlines()
         if line.startswith('    "thumbnail": Entry(')
     )
     text = line.split(": ", 1)[1].rstrip(",").replace("multisc.systems.thumbnail", "thumbnail_system")

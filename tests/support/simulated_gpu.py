@@ -1,11 +1,11 @@
-"""A GPU without a GPU: tensors that are on a device "pretended:0" and keep their values in the CPU's memory.
+"""A GPU without a GPU: tensors that are on a device "simulated:0" and keep their values in the CPU's memory.
 
 Whole trainings run on it, with all that depends on values: the loop, evaluation, checkpoints, the search for words.
 As on a real GPU, an operation that is given tensors of both devices fails, a tensor must come back to the CPU before
 NumPy or a file can have it, and numbers that are drawn at random on the device are not those of the CPU. Its kernels
 are those of the CPU.
 
-The device is PyTorch's "PrivateUse1" with a back end in Python. What is not pretended is CUDA's own: its kernels, its
+The device is PyTorch's "PrivateUse1" with a back end in Python. What is not simulated is CUDA's own: its kernels, its
 rounding, its memory.
 """
 
@@ -16,13 +16,12 @@ from contextlib import contextmanager
 from functools import cache
 from typing import Any
 
-import pytest
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode, return_and_correct_aliasing
 from torch.utils.backend_registration import _setup_privateuseone_for_python_backend
 
-NAME = "pretended"
+NAME = "simulated"
 aten = torch.ops.aten
 COPIES = {aten._to_copy.default, aten.copy_.default}
 # What autocast runs in low precision on the CPU, as far as the trainings use it.
@@ -137,7 +136,7 @@ def own_randomness(func: Any) -> Iterator[None]:
 
 
 class Backend:
-    """What PyTorch asks the module of a device, ``torch.pretended``."""
+    """What PyTorch asks the module of a device, ``torch.simulated``."""
 
     def is_initialized(self) -> bool:
         return True
@@ -188,13 +187,15 @@ def register() -> tuple[torch.library.Library, ...]:
     return everything, some
 
 
-@pytest.fixture
-def gpu() -> Iterator[str]:
-    """The name of the device, which is there while the test runs."""
+@contextmanager
+def simulated_gpu() -> Iterator[str]:
+    """Inside, the device exists; yields its name."""
     register()
     torch.__future__.set_swap_module_params_on_conversion(True)  # else a module's tensors change their identity
     torch._C._set_only_lift_cpu_tensors(True)  # torch.tensor(..., device=...) is a copy from the CPU then
-    with Arrivals(), torch.autograd.set_multithreading_enabled(False):
-        yield NAME
-    torch.__future__.set_swap_module_params_on_conversion(False)
-    torch._C._set_only_lift_cpu_tensors(False)
+    try:
+        with Arrivals(), torch.autograd.set_multithreading_enabled(False):
+            yield NAME
+    finally:
+        torch.__future__.set_swap_module_params_on_conversion(False)
+        torch._C._set_only_lift_cpu_tensors(False)

@@ -240,9 +240,9 @@ def test_huge_png_is_refused_before_decoding(tmp_path):
     body = b"".join(compressor.compress(row) for _ in range(20000)) + compressor.flush()
     (tmp_path / "a.png").write_bytes(png(20000, 20000, body))
     tracemalloc.start()
-    started = time.perf_counter()
+    started = time.process_time()
     message = refused(tmp_path / "a.png")
-    elapsed = time.perf_counter() - started
+    elapsed = time.process_time() - started
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert f"{images.MAX_PIXELS:,}" in message
@@ -264,9 +264,9 @@ def test_header_that_claims_less_than_there_is_costs_no_more_than_it_claims(tmp_
     rows = b"".join(b"\0" + row.tobytes() for row in picture())
     bomb = zlib.compress(rows + bytes(200_000_000), 1)
     (tmp_path / "a.png").write_bytes(png(56, 40, bomb))
-    started = time.perf_counter()
+    started = time.process_time()
     assert np.array_equal(load_image(tmp_path / "a.png"), picture())
-    assert time.perf_counter() - started < 1.0
+    assert time.process_time() - started < 1.0
 
 
 def test_text_chunk_bomb_is_refused(tmp_path):

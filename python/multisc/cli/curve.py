@@ -1,8 +1,8 @@
 """Measure quality against SNR of the digital reference chain: BPG, 5G NR LDPC, QAM on the AWGN channel.
 
 Each modulation and coding scheme is a curve of its own; the best of them at each SNR is the envelope; BPG at the
-capacity of the channel is the bound. docs/bpg-ldpc.md has every definition. Interrupt it and start it again: it goes
-on where it was.
+capacity of the channel is the bound. docs/explanation/bpg-ldpc.md has every definition. A measurement that was
+interrupted resumes when the command runs again.
 
 examples:
   multisc curve bpg-ldpc --images kodak/ --cbr 1/12 --snr 0:20:1 --out curve-1-12

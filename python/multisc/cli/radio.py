@@ -54,7 +54,7 @@ def add_orthogonal(parser: argparse.ArgumentParser) -> None:
 
 def add_channel(parser: argparse.ArgumentParser) -> None:
     """Add the impairments of ``ChannelConfig``."""
-    group = parser.add_argument_group("channel (docs/channels.md)")
+    group = parser.add_argument_group("channel (docs/reference/channels.md)")
     group.add_argument("--channel", choices=KINDS, default="awgn", help="default: %(default)s")
 
     def number(flag: str, help: str, unit: str = "") -> None:

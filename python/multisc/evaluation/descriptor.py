@@ -2,7 +2,7 @@
 
 No part of any system is trained on this descriptor or with it, it needs no weights, and it ships with the
 dependencies, so that the number is the same everywhere and no system can be tuned to it by accident.
-docs/metrics.md says how to read it.
+docs/reference/metrics.md says how to read it.
 """
 
 from __future__ import annotations

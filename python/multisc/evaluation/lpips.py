@@ -1,7 +1,7 @@
 """LPIPS v0.1 on AlexNet (Zhang et al. 2018) in NumPy, from a safetensors file of its published weights.
 
 NumPy, because pictures are measured in the flowgraph process, which never imports torch. The weights are not part of
-this project: docs/metrics.md shows the one command that writes the file from the ``lpips`` package.
+this project: docs/reference/metrics.md shows the one command that writes the file from the ``lpips`` package.
 """
 
 from __future__ import annotations

@@ -1,4 +1,6 @@
-"""How close a received picture and received captions are to what was sent. docs/metrics.md defines every number.
+"""How close a received picture and received captions are to what was sent.
+
+docs/reference/metrics.md defines every number.
 
 Each metric is a function that returns a finite number or raises ``MetricUnavailable`` with the reason; ``measure``
 runs them all and keeps the reasons beside the numbers.
@@ -113,7 +115,8 @@ def lpips(sent: Picture, shown: Picture) -> float:
     path = os.environ.get(lpips_network.WEIGHTS_VARIABLE)
     if not path:
         raise MetricUnavailable(
-            f"no weights: set {lpips_network.WEIGHTS_VARIABLE} to the safetensors file that docs/metrics.md describes"
+            f"no weights: set {lpips_network.WEIGHTS_VARIABLE} to the safetensors file "
+            "that docs/reference/metrics.md describes"
         )
     a, _ = _pair(sent, shown)
     _at_least(a, lpips_network.MIN_SIDE)

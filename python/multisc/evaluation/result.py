@@ -1,4 +1,4 @@
-"""``result.json``: all that is known of one transmitted image. docs/result.md describes every field.
+"""``result.json``: all that is known of one transmitted image. docs/reference/result.md describes every field.
 
 The classes mirror the file, field by field. They convert and check what they are given, so that a ``Result`` that
 exists can be written: every number is finite, every null is one that the schema allows, and the parts agree.

@@ -164,7 +164,7 @@ def measure(
         progress: called with the number of pictures done and of all.
 
     Returns:
-        What ``sweep.json`` holds; docs/sweep.md describes it.
+        What ``sweep.json`` holds; docs/how-to/sweep.md describes it.
 
     Raises:
         BadInputError: for a picture that cannot be read, or that a system cannot encode.

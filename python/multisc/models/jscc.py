@@ -4,7 +4,7 @@
     features = jscc.encode(picture, 1 / 6)                   # float32; sent as an analog stream, two to a channel use
     shown = jscc.decode(received, (width, height), 1 / 6, snr_db)
 
-The network is in ``jscc_network``; docs/deep-jscc.md describes it.
+The network is in ``jscc_network``; docs/explanation/deep-jscc.md describes it.
 """
 
 from __future__ import annotations

@@ -67,11 +67,19 @@ class AssembledImage:
 class _Stream:
     entry: StreamEntry
     total: int
-    segments: dict[int, Segment] = field(default_factory=dict)
+    segments: dict[int, Segment] = field(default_factory=dict)  # by offset
+    whole: set[int] = field(default_factory=set)  # offsets of those that arrived whole
+
+    def add(self, segment: Segment) -> None:
+        """Take a segment in, unless it came before and was whole."""
+        if segment.offset not in self.whole:
+            self.segments[segment.offset] = segment
+            if np.isfinite(segment.noise_variance).all():
+                self.whole.add(segment.offset)
 
     def complete(self) -> bool:
         needed = min(self.total, self.entry.descriptor.symbols)
-        return sum(offset < needed and _whole(s) for offset, s in self.segments.items()) == needed
+        return sum(offset < needed for offset in self.whole) == needed
 
     def gather(self) -> tuple[StreamDescriptor, NDArray[np.complex64], NDArray[np.float32]]:
         size = self.entry.descriptor.symbols
@@ -80,10 +88,6 @@ class _Stream:
             symbols[offset :: self.total] = segment.symbols
             variance[offset :: self.total] = segment.noise_variance
         return self.entry.descriptor, symbols, variance
-
-
-def _whole(segment: Segment) -> bool:
-    return bool(np.isfinite(segment.noise_variance).all())
 
 
 @dataclass
@@ -179,9 +183,7 @@ class Assembler:
         image.last = burst.start
         for segment in burst.segments:
             stream = image.streams.setdefault(segment.entry.index, _Stream(segment.entry, segment.stride))
-            before = stream.segments.get(segment.offset)
-            if before is None or not _whole(before):
-                stream.segments[segment.offset] = segment
+            stream.add(segment)
 
     def _complete(self, image: _Image) -> bool:
         return len(image.streams) == image.image_streams and all(s.complete() for s in image.streams.values())

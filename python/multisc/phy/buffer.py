@@ -9,17 +9,18 @@ from numpy.typing import NDArray
 LARGEST = 1e12  # a larger sample is taken for damage: its square would leave single precision's safe range
 
 
-@njit(cache=True, nogil=True)
+@njit(cache=True, nogil=True, error_model="numpy")
 def _copy_clean(source, target, largest):  # type: ignore[no-untyped-def]
-    """Copy, with zero in place of samples that are no finite number or too large; return how many these were."""
+    """Copy, with zero in place of samples that are no finite number or too large; return how many these were.
+
+    Samples come as real and imaginary parts in turn, for loops that become SIMD.
+    """
     bad = 0
-    for i in range(source.size):
-        value = source[i]
-        if abs(value.real) <= largest and abs(value.imag) <= largest:
-            target[i] = value
-        else:
-            target[i] = 0.0
-            bad += 1
+    for i in range(source.size // 2):
+        good = abs(source[2 * i]) <= largest and abs(source[2 * i + 1]) <= largest
+        target[2 * i] = source[2 * i] if good else np.float32(0.0)
+        target[2 * i + 1] = source[2 * i + 1] if good else np.float32(0.0)
+        bad += not good
     return bad
 
 
@@ -50,7 +51,8 @@ class SampleBuffer:
             grown = np.zeros(max(2 * self._data.size, 2 * (self._used + samples.size)), np.complex64)
             grown[: self._used] = self._data[: self._used]
             self._data = grown
-        bad = _copy_clean(samples, self._data[self._used : self._used + samples.size], np.float32(LARGEST))
+        target = self._data[self._used : self._used + samples.size]
+        bad = _copy_clean(samples.view(np.float32), target.view(np.float32), np.float32(LARGEST))
         self._used += samples.size
         return int(bad)
 

@@ -35,6 +35,20 @@ def _project(basis, weight, raw):  # type: ignore[no-untyped-def]
     return out
 
 
+@njit(cache=True, nogil=True)
+def _block_means(difference, starts, place, means):  # type: ignore[no-untyped-def]
+    """Mean difference at each pilot column over the ``_BLOCK`` symbols from each start.
+
+    ``place`` (PILOT_PERIOD, pilots) tells which of the columns of ``means`` the pilots of a symbol fall on.
+    """
+    weight = np.float32(PILOT_PERIOD / _BLOCK)
+    for block in range(starts.size):
+        for s in range(starts[block], starts[block] + _BLOCK):
+            columns = place[s % PILOT_PERIOD]
+            for p in range(columns.size):
+                means[columns[p], block] += difference[s, p] * weight
+
+
 class ChannelSmoother:
     """Wiener smoothing of a channel estimate over frequency, for delays up to the cyclic prefix.
 
@@ -87,40 +101,38 @@ class ChannelTracker:
     def __init__(self, config: PhyConfig) -> None:
         grid = grid_of(config)
         self._columns = np.sort(grid.pilot_columns.ravel())
-        self._rows = grid.pilot_columns
+        self._place = np.searchsorted(self._columns, grid.pilot_columns)
         delays = np.arange(-2, config.cyclic_prefix + BACKOFF + 3)
         self._response = np.exp(-2j * np.pi * np.outer(grid.carriers, delays) / config.fft_size)
         self._pilot_response = self._response[self._columns]
         self._gram = self._pilot_response.conj().T @ self._pilot_response
 
     def follow(
-        self, reference: NDArray[np.complex64], heard: NDArray[np.complex64], first: int
+        self, reference: NDArray[np.complex64], difference: NDArray[np.complex64]
     ) -> tuple[NDArray[np.complex64], NDArray[np.float64], float]:
         """Estimate the channel at several times.
 
         Args:
             reference: complex64 (occupied,), the channel over the burst's beginning.
-            heard: complex64 (symbols, pilots), the channel at the pilots, drift taken out.
-            first: index of the first of these symbols in the burst.
+            difference: complex64 (symbols, pilots), the channel at the pilots of the burst's symbols from the first
+                on, drift taken out, less the reference there.
 
         Returns:
             The channel at n times, complex64 (n, occupied); the times, float64 (n,), counted in symbols from the
             first; and the part of the pilots' noise that the fit took away, 0 to 1. One time if nothing changes.
         """
-        count = len(heard)
+        count = len(difference)
         still = reference[None], np.zeros(1), 0.0
         if count < _BLOCK:
             return still
-        starts = np.unique(np.append(np.arange(0, count - _BLOCK + 1, _BLOCK), count - _BLOCK))
-        rows = np.arange(first, first + count) % PILOT_PERIOD
-        changes = np.zeros((len(starts), reference.size), np.complex128)
-        difference = heard - reference[self._rows[rows]]
+        starts = np.arange(0, count - _BLOCK + 1, _BLOCK)
+        if starts[-1] < count - _BLOCK:
+            starts = np.append(starts, count - _BLOCK)
         apart = difference[PILOT_PERIOD:] - difference[:-PILOT_PERIOD]  # the same columns, one period later
         noise = 0.5 * float(np.mean(apart.real**2 + apart.imag**2)) * PILOT_PERIOD / _BLOCK
-        for change, start in zip(changes, starts, strict=True):
-            for s in range(start, start + _BLOCK):
-                change[self._rows[rows[s]]] += difference[s] * (PILOT_PERIOD / _BLOCK)
-        changes = changes[:, self._columns]
+        means = np.zeros((self._columns.size, starts.size), np.complex128)
+        _block_means(difference, starts, self._place, means)
+        changes = means.T
         power = float(np.mean(changes.real**2 + changes.imag**2)) - noise
         if power <= _SIGNIFICANCE * noise / np.sqrt(changes.size):
             return still
@@ -132,7 +144,7 @@ class ChannelTracker:
         matched = shape * (changes @ self._pilot_response.conj())
         smooth = (matched @ inverse.T * shape) @ self._response.T
         freedom = float(np.sum(inverse * normal.T).real)
-        taken = min(freedom * len(starts) / heard.size, 0.9)
+        taken = min(freedom * len(starts) / difference.size, 0.9)
         return (reference + smooth).astype(np.complex64), starts + 0.5 * (_BLOCK - 1), taken
 
 

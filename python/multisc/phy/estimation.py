@@ -9,46 +9,111 @@ from numpy.typing import NDArray
 from multisc.phy.channel_estimate import smoother_of, tracker_of
 from multisc.phy.config import PhyConfig
 from multisc.phy.drift import PRIOR, fit_line, track
-from multisc.phy.ofdm import grid_of
+from multisc.phy.ofdm import PILOT_PERIOD, grid_of
+from multisc.phy.phasor import phasors
 
 _NOISE_BLOCK = 8  # symbols whose pilots share a noise estimate
 _NOISE_WEIGHT = 64  # how many pilots the burst's mean noise counts for in a block's estimate
 _LEAST_NOISE = 1e-12  # of the received power: a noiseless recording must not give endless confidence
 
 
-@njit(cache=True, nogil=True)
+@njit(inline="always")
+def _start(phase, slope, carrier):  # type: ignore[no-untyped-def]
+    angle = phase + slope * carrier
+    return np.float32(np.cos(angle)), np.float32(-np.sin(angle)), np.float32(np.cos(slope)), np.float32(-np.sin(slope))
+
+
+@njit(inline="always")
+def _step(x, y, u, v):  # type: ignore[no-untyped-def]
+    return x * u - y * v, x * v + y * u
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def _turn(phase, slope, carriers, real, imaginary):  # type: ignore[no-untyped-def]
+    """exp(-j (phase + slope * carrier)) of four symbols: float32 (4, occupied) each.
+
+    From one subcarrier to the next a symbol turns by one step: a chain of products that wait for each other, so that
+    four chains take as long as one.
+    """
+    x0, y0, u0, v0 = _start(phase[0], slope[0], carriers[0])
+    x1, y1, u1, v1 = _start(phase[1], slope[1], carriers[0])
+    x2, y2, u2, v2 = _start(phase[2], slope[2], carriers[0])
+    x3, y3, u3, v3 = _start(phase[3], slope[3], carriers[0])
+    real0, real1, real2, real3 = real[0], real[1], real[2], real[3]
+    imaginary0, imaginary1, imaginary2, imaginary3 = imaginary[0], imaginary[1], imaginary[2], imaginary[3]
+    for c in range(carriers.size):
+        if c == carriers.size // 2:  # over the empty DC
+            x0, y0 = _step(x0, y0, u0, v0)
+            x1, y1 = _step(x1, y1, u1, v1)
+            x2, y2 = _step(x2, y2, u2, v2)
+            x3, y3 = _step(x3, y3, u3, v3)
+        real0[c], real1[c], real2[c], real3[c] = x0, x1, x2, x3
+        imaginary0[c], imaginary1[c], imaginary2[c], imaginary3[c] = y0, y1, y2, y3
+        x0, y0 = _step(x0, y0, u0, v0)
+        x1, y1 = _step(x1, y1, u1, v1)
+        x2, y2 = _step(x2, y2, u2, v2)
+        x3, y3 = _step(x3, y3, u3, v3)
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def _invert(low, high, part, real, imaginary, gain):  # type: ignore[no-untyped-def]
+    """1 / h and 1 / |h|^2 of the channel between two rows of interleaved real and imaginary parts."""
+    for c in range(gain.size):
+        x = low[2 * c] + part * (high[2 * c] - low[2 * c])
+        y = low[2 * c + 1] + part * (high[2 * c + 1] - low[2 * c + 1])
+        power = max(x * x + y * y, np.float32(1e-35))
+        real[c] = x / power
+        imaginary[c] = -y / power
+        gain[c] = np.float32(1.0) / power
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
 def _equalise(grid, channel, left, part, phase, slope, noise, columns, carriers, scramble, first, out, variance):  # type: ignore[no-untyped-def]
     """One-tap zero-forcing of the data subcarriers, drift and scrambler taken out.
 
-    The channel of symbol s lies between rows left[s] and left[s] + 1 of ``channel``, by part[s].
+    The channel of symbol s lies between rows left[s] and left[s] + 1 of ``channel``, by part[s]. Complex arrays come as
+    interleaved real and imaginary parts, float32 (..., 2 * columns). Each loop is simple enough to become SIMD.
     """
-    symbols, occupied = grid.shape
-    data = columns.shape[1]
-    inverse = np.empty(occupied, np.complex64)
-    gain = np.empty(occupied, np.float32)
-    turned = np.empty(occupied, np.complex64)
+    symbols, occupied, data = len(grid), carriers.size, columns.shape[1]
+    inverse_real, inverse_imaginary, gain = np.empty((3, occupied), np.float32)
+    factor_real, factor_imaginary = np.empty((2, occupied), np.float32)
+    real, imaginary = np.empty((4, occupied), np.float32), np.empty((4, occupied), np.float32)
+    equal = np.empty(2 * occupied, np.float32)
+    picked = np.empty((len(columns), data), np.float32)
+    base, step = np.zeros(4), np.zeros(4)
+    last = len(channel) - 1
     for s in range(symbols):
-        if s == 0 or len(channel) > 1:
-            low = channel[left[s]]
-            high = channel[min(left[s] + 1, len(channel) - 1)]
-            for c in range(occupied):
-                h = low[c] + part[s] * (high[c] - low[c])
-                power = max(np.float32(h.real * h.real + h.imag * h.imag), np.float32(1e-35))
-                inverse[c] = np.conj(h) / power
-                gain[c] = np.float32(1.0) / power
-        angle = phase[s] + slope[s] * carriers[0]
-        turn = np.complex64(complex(np.cos(angle), -np.sin(angle)))
-        step = np.complex64(complex(np.cos(slope[s]), -np.sin(slope[s])))
+        lane, row = s % 4, (first + s) % len(columns)
+        if lane == 0:
+            here = min(4, symbols - s)
+            base[:here] = phase[s : s + here]
+            step[:here] = slope[s : s + here]
+            _turn(base, step, carriers, real, imaginary)
+        if s == 0 or last > 0:
+            _invert(channel[left[s]], channel[min(left[s] + 1, last)], part[s], inverse_real, inverse_imaginary, gain)
+        if s < len(columns) or last > 0:
+            for d in range(data):
+                picked[row, d] = gain[columns[row, d]]
+        turn_real, turn_imaginary, received = real[lane], imaginary[lane], grid[s]
         for c in range(occupied):
-            if c > 0 and carriers[c] - carriers[c - 1] == 2:
-                turn *= step
-            turned[c] = inverse[c] * turn
-            turn *= step
-        row = (first + s) % columns.shape[0]
+            factor_real[c] = inverse_real[c] * turn_real[c] - inverse_imaginary[c] * turn_imaginary[c]
+        for c in range(occupied):
+            factor_imaginary[c] = inverse_real[c] * turn_imaginary[c] + inverse_imaginary[c] * turn_real[c]
+        for c in range(occupied):
+            x, y = received[2 * c], received[2 * c + 1]
+            equal[2 * c] = x * factor_real[c] - y * factor_imaginary[c]
+            equal[2 * c + 1] = x * factor_imaginary[c] + y * factor_real[c]
+        result, turns, places = out[s], scramble[first + s], columns[row]
+        pairs, kept = equal.view(np.complex64), result.view(np.complex64)
         for d in range(data):
-            c = columns[row, d]
-            out[s, d] = grid[s, c] * turned[c] * np.conj(scramble[first + s, d])
-            variance[s, d] = noise[s] * gain[c]
+            kept[d] = pairs[places[d]]
+        for d in range(data):
+            x, y, u, v = result[2 * d], result[2 * d + 1], turns[2 * d], turns[2 * d + 1]
+            result[2 * d] = x * u + y * v
+            result[2 * d + 1] = y * u - x * v
+        level, weights, spread = noise[s], picked[row], variance[s]
+        for d in range(data):
+            spread[d] = level * weights[d]
 
 
 class BurstEstimator:
@@ -105,8 +170,8 @@ class BurstEstimator:
         Returns:
             Symbols, complex64 (symbols, data_carriers), and the variance of their noise, float32 of that shape.
         """
-        heard, columns, carriers = self._pilots(grid)
-        expected = self.channel[columns]
+        heard, carriers = self._pilots(grid)
+        expected = self._at_pilots(self.channel, len(grid))
         weight = expected.real**2 + expected.imag**2
         times = self.times(len(grid))
         fit_line(heard * np.conj(expected), weight, times, carriers, self.noise, self._prior, self.model)
@@ -122,10 +187,10 @@ class BurstEstimator:
             known: the same, sent; unit power on every subcarrier.
             first: index of the first of these symbols in the burst.
         """
-        times = self.times(first + len(grid))[first:, None]
+        times = self.times(first + len(grid))[first:]
         m = self.model
-        phase = m[0] + m[1] * times + self._grid.carriers * (m[2] + m[3] * times)
-        heard = grid * np.exp(-1j * phase).astype(np.complex64) * np.conj(known)
+        carriers = self._grid.carriers[None].astype(np.float64)
+        heard = grid * phasors(m[0] + m[1] * times, m[2] + m[3] * times, carriers) * np.conj(known)
         total = self.observations + len(grid)
         self._raw = ((self.observations * self._raw + heard.sum(axis=0)) / total).astype(np.complex64)
         self.observations = total
@@ -153,18 +218,22 @@ class BurstEstimator:
             Symbols, complex64 (payload symbols, data_carriers); the variance of their noise, float32 of that shape;
             and the root-mean-square error of the equalised pilots.
         """
-        heard, columns, carriers = self._pilots(grid)
-        expected = self.channel[columns]
+        heard, carriers = self._pilots(grid)
+        expected = self._at_pilots(self.channel, len(grid))
         weight = expected.real**2 + expected.imag**2
         times, phase = self.times(len(grid)), np.empty(len(grid))
         track(heard * np.conj(expected), weight, times, carriers, self.noise, self._prior, self.model, phase)
         slope = self.model[2] + self.model[3] * times
-        heard = heard * np.exp(-1j * (phase[:, None] + slope[:, None] * carriers)).astype(np.complex64)
-        channel, knots, taken = tracker_of(self._config).follow(self.channel, heard, 0)
-        left, part = _between(knots, np.arange(len(grid)))
-        low = np.take_along_axis(channel[left], columns, axis=1)
-        high = np.take_along_axis(channel[np.minimum(left + 1, len(channel) - 1)], columns, axis=1)
-        expected = low + part[:, None] * (high - low)
+        heard = heard * phasors(phase, slope, carriers)
+        channel, knots, taken = tracker_of(self._config).follow(self.channel, heard - expected)
+        if len(knots) == 1:
+            expected = self._at_pilots(channel[0], len(grid))
+        else:
+            columns = self._grid.pilot_columns_of(0, len(grid))
+            left, part = _between(knots, np.arange(len(grid)))
+            low = np.take_along_axis(channel[left], columns, axis=1)
+            high = np.take_along_axis(channel[left + 1], columns, axis=1)
+            expected = low + part[:, None] * (high - low)
         error = (heard - expected)[first:]
         error = (error.real**2 + error.imag**2) / (1.0 - taken)
         power = np.maximum(expected[first:].real ** 2 + expected[first:].imag ** 2, 1e-35)
@@ -177,13 +246,17 @@ class BurstEstimator:
         symbols, variance = self._apply(payload, first, channel, knots - first, phase[first:], slope[first:], noise)
         return symbols, variance, evm
 
-    def _pilots(
-        self, grid: NDArray[np.complex64]
-    ) -> tuple[NDArray[np.complex64], NDArray[np.int64], NDArray[np.float64]]:
-        """The channel as heard at each pilot, the pilots' columns, and their signed subcarriers."""
-        columns = self._grid.pilot_columns_of(0, len(grid))
-        heard = np.take_along_axis(grid, columns, axis=1) * np.conj(self._grid.pilots[: len(grid)])
-        return heard, columns, self._grid.carriers[columns].astype(np.float64)
+    def _pilots(self, grid: NDArray[np.complex64]) -> tuple[NDArray[np.complex64], NDArray[np.float64]]:
+        """The channel as heard at each pilot, and the pilots' signed subcarriers."""
+        count = len(grid)
+        received = np.empty((count, self._config.pilots), np.complex64)
+        for row, columns in enumerate(self._grid.pilot_columns):
+            received[row::PILOT_PERIOD] = grid[row::PILOT_PERIOD, columns]
+        return received * np.conj(self._grid.pilots[:count]), self._grid.pilot_carriers[:count]
+
+    def _at_pilots(self, channel: NDArray[np.complex64], count: int) -> NDArray[np.complex64]:
+        """A channel that does not change, at the pilots of the first ``count`` symbols."""
+        return np.tile(channel[self._grid.pilot_columns], (-(-count // PILOT_PERIOD), 1))[:count]
 
     def _noise_profile(self, error: NDArray[np.float32]) -> NDArray[np.float32]:
         """Noise of each symbol: the pilots of its block, drawn towards the burst's mean."""
@@ -207,11 +280,17 @@ class BurstEstimator:
         left, part = _between(knots, np.arange(len(grid)))
         symbols = np.empty((len(grid), self._config.data_carriers), np.complex64)
         variance = np.empty(symbols.shape, np.float32)
+        received, reference, scramble, result = (_parts(a) for a in (grid, channel, self._grid.scramble, symbols))
         _equalise(
-            grid, channel, left, part, phase, slope, noise, self._grid.data_columns, self._grid.carriers,
-            self._grid.scramble, first, symbols, variance,
+            received, reference, left, part, phase, slope, noise, self._grid.data_columns, self._grid.carriers, scramble,
+            first, result, variance,
         )  # fmt: skip
         return symbols, variance
+
+
+def _parts(values: NDArray[np.complex64]) -> NDArray[np.float32]:
+    """The same memory as real and imaginary parts in turn."""
+    return values.view(np.float32)
 
 
 def _mean_power(values: NDArray[np.complex64]) -> float:
@@ -259,6 +338,6 @@ class IdealEstimator(BurstEstimator):
         still = np.zeros(len(payload))
         noise = np.full(len(payload), self.noise, np.float32)
         symbols, variance = self._apply(payload, first, self.channel[None], np.zeros(1), still, still, noise)
-        heard, _, _ = self._pilots(grid)
+        heard, _ = self._pilots(grid)
         evm = float(np.sqrt(_mean_power(heard[first:] / self.channel[0] - 1.0)))
         return symbols, variance, evm

@@ -32,7 +32,7 @@ RATES = {
     "8/9": 8 / 9,
 }
 MAX_PAYLOAD_BITS = 1 << 24
-# The decoder of every stream; docs/ldpc.md measures the others.
+# The decoder of every stream; docs/reference/ldpc.md measures the others.
 ALGORITHM, SCHEDULE, ITERATIONS = "normalised-minsum", "layered", 20
 GALLAGER_ITERATIONS = 50  # sum-product, flooding, as pyldpc's users run it
 

@@ -1,6 +1,6 @@
 """The burst header: what it says, its bytes, and its coding onto OFDM symbols.
 
-Bytes are big-endian, numbers marked *varint* are LEB128. ``docs/waveform.md`` specifies every field.
+Bytes are big-endian, numbers marked *varint* are LEB128. ``docs/reference/waveform.md`` specifies every field.
 """
 
 from __future__ import annotations
@@ -213,10 +213,22 @@ def parse_description(data: bytes, payload: int) -> BurstHeader:
     """
     reader = _Reader(data)
     image_id, sequence, total = struct.unpack(">IHH", reader.take(8))
+    mode, image_streams, system, side_info, streams = _parse_image(data[8:])
+    if sequence >= total:
+        raise HeaderError(f"burst {sequence} of {total}")
+    if payload > MAX_PAYLOAD_SYMBOLS:
+        raise HeaderError(f"{payload} payload symbols")
+    return BurstHeader(image_id, sequence, total, image_streams, mode, system, side_info, streams, payload)
+
+
+@lru_cache(maxsize=64)
+def _parse_image(data: bytes) -> tuple[str, int, str, bytes, tuple[StreamEntry, ...]]:
+    """Read what all bursts of a transmitter say alike of an image; they come one after the other."""
+    reader = _Reader(data)
     layout = reader.byte()
     mode, image_streams = layout >> 6, (layout & 0x3F) + 1
-    if sequence >= total or mode >= len(ORTHOGONAL_MODES) or image_streams > MAX_STREAMS:
-        raise HeaderError("sequence number, orthogonal mode or number of streams out of range")
+    if mode >= len(ORTHOGONAL_MODES) or image_streams > MAX_STREAMS:
+        raise HeaderError("orthogonal mode or number of streams out of range")
     system = reader.text(MAX_NAME, _NAME_LETTERS, "system")
     side_length = reader.byte()
     if side_length > MAX_SIDE_INFO:
@@ -229,10 +241,7 @@ def parse_description(data: bytes, payload: int) -> BurstHeader:
     reader.end()
     if len({e.index for e in streams}) != count or len({e.descriptor.name for e in streams}) != count:
         raise HeaderError("two streams with the same number or name")
-    if payload > MAX_PAYLOAD_SYMBOLS:
-        raise HeaderError(f"{payload} payload symbols")
-    mode_name = ORTHOGONAL_MODES[mode]
-    return BurstHeader(image_id, sequence, total, image_streams, mode_name, system, side_info, streams, payload)
+    return ORTHOGONAL_MODES[mode], image_streams, system, side_info, streams
 
 
 def _parse_entry(reader: _Reader, image_streams: int) -> StreamEntry:

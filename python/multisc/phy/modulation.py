@@ -18,6 +18,7 @@ BITS_PER_SYMBOL = {"bpsk": 1, "qpsk": 2, "16qam": 4, "64qam": 6, "256qam": 8}
 METHODS = ("exact", "maxlog")
 _BLOCK = 512  # values that the exact demapper treats at a time
 _NOISE_FLOOR = 1e-9  # a noiseless channel gives large, finite ratios
+_LARGEST = np.finfo(np.float32).max  # beyond it, or not comparable: not finite
 
 
 def bits_per_symbol(name: str) -> int:
@@ -109,7 +110,10 @@ def demap(
     parts = flat.view(np.float32)
     if name == "bpsk":
         _demap_bpsk(parts, variance, out)
-    elif name == "qpsk" or method == "maxlog":
+    elif name == "qpsk":
+        slopes, _ = _maxlog_lines(1)  # one bit: the same line everywhere, through the origin
+        _demap_qpsk(parts, variance, slopes[0, 0], _grid_scale(1), out)
+    elif method == "maxlog":
         slopes, offsets = _maxlog_lines(per_symbol // 2)
         _demap_maxlog(parts, variance, slopes, offsets, _grid_scale(per_symbol // 2), out)
     else:
@@ -252,16 +256,24 @@ def _map_square(bits, half, levels, out):  # type: ignore[no-untyped-def]
         out[2 * n + 1] = levels[imaginary]
 
 
-@njit(cache=True, nogil=True)
+@njit(inline="always", error_model="numpy")
 def _precision(variance, n):  # type: ignore[no-untyped-def]
     """1 / N0 of symbol n; 0 where it is erased."""
     v = variance[0] if variance.size == 1 else variance[n]
-    if not np.isfinite(v):
-        return np.float32(0.0)
-    return np.float32(1.0) / max(v, np.float32(_NOISE_FLOOR))
+    inverse = np.float32(1.0) / max(v, np.float32(_NOISE_FLOOR))
+    return inverse if v <= _LARGEST else np.float32(0.0)
 
 
-@njit(cache=True, nogil=True)
+@njit(cache=True, nogil=True, error_model="numpy")
+def _demap_qpsk(parts, variance, slope, scale, out):  # type: ignore[no-untyped-def]
+    for n in range(parts.size // 2):
+        precision = _precision(variance, n)
+        real, imaginary = parts[2 * n] * scale, parts[2 * n + 1] * scale
+        out[2 * n] = slope * real * precision if abs(real) <= _LARGEST else np.float32(0.0)
+        out[2 * n + 1] = slope * imaginary * precision if abs(imaginary) <= _LARGEST else np.float32(0.0)
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
 def _demap_bpsk(parts, variance, out):  # type: ignore[no-untyped-def]
     for n in range(out.size):
         value = np.float32(2.8284271) * (parts[2 * n] + parts[2 * n + 1]) * _precision(variance, n)

@@ -32,6 +32,7 @@ class Grid:
         pilot_columns: int64 (4, pilots): columns of the pilots in symbol s at row s mod 4.
         data_columns: int64 (4, data_carriers): the other columns, ascending.
         pilots: complex64 (MAX_SYMBOLS, pilots), unit power.
+        pilot_carriers: float64 (MAX_SYMBOLS, pilots), their signed subcarriers.
         scramble: complex64 (MAX_SYMBOLS, data_carriers), quarter turns.
     """
 
@@ -47,6 +48,7 @@ class Grid:
             data.append(columns[~is_pilot])
         self.pilot_columns = np.array(pilot)
         self.data_columns = np.array(data)
+        self.pilot_carriers = self.carriers[self.pilot_columns_of(0, MAX_SYMBOLS)].astype(np.float64)
         self.pilots = qpsk(PILOT_SEED, MAX_SYMBOLS * config.pilots).reshape(MAX_SYMBOLS, -1)
         self.scramble = rotations(SCRAMBLE_SEED, MAX_SYMBOLS * config.data_carriers).reshape(MAX_SYMBOLS, -1)
 
@@ -60,13 +62,9 @@ class Grid:
         Returns:
             complex64 (symbols, occupied).
         """
-        count = len(data)
-        grid = np.empty((count, len(self.carriers)), np.complex64)
-        scrambled = data * self.scramble[first : first + count]
-        for row in range(PILOT_PERIOD):
-            rows = slice((row - first) % PILOT_PERIOD, count, PILOT_PERIOD)
-            grid[rows, self.data_columns[row]] = scrambled[rows]
-            grid[rows, self.pilot_columns[row]] = self.pilots[first : first + count][rows]
+        grid = np.empty((len(data), len(self.carriers)), np.complex64)
+        data = np.ascontiguousarray(data, np.complex64)
+        _fill(data, self.scramble, self.pilots, self.data_columns, self.pilot_columns, first, grid)
         return grid
 
     def pilot_columns_of(self, first: int, count: int) -> NDArray[np.int64]:
@@ -76,6 +74,16 @@ class Grid:
     def data_columns_of(self, first: int, count: int) -> NDArray[np.int64]:
         """Columns of the data of ``count`` symbols from ``first``: int64 (count, data_carriers)."""
         return self.data_columns[np.arange(first, first + count) % PILOT_PERIOD]
+
+
+@njit(cache=True, nogil=True)
+def _fill(data, scramble, pilots, data_columns, pilot_columns, first, grid):  # type: ignore[no-untyped-def]
+    for s in range(len(data)):
+        row, symbol = (first + s) % PILOT_PERIOD, first + s
+        for d in range(data.shape[1]):
+            grid[s, data_columns[row, d]] = data[s, d] * scramble[symbol, d]
+        for p in range(pilots.shape[1]):
+            grid[s, pilot_columns[row, p]] = pilots[symbol, p]
 
 
 @lru_cache(maxsize=8)
@@ -139,6 +147,7 @@ def to_grid(
     stride: int,
     timing: tuple[float, float, complex],
     config: PhyConfig,
+    out: NDArray[np.complex64] | None = None,
 ) -> NDArray[np.complex64]:
     """Demodulate symbols: cut the windows, take the carrier offset out, unitary FFT.
 
@@ -149,6 +158,7 @@ def to_grid(
         stride: samples from one window to the next.
         timing: carrier offset in subcarriers, the sample index at which its phase is zero, and what is added to every
             sample.
+        out: complex64 (count, occupied) to put the result in; None makes an array.
 
     Returns:
         complex64 (count, occupied).
@@ -161,7 +171,7 @@ def to_grid(
     step = 2.0 * np.pi * cfo / n
     _windows(samples, start, stride, count, n, step, float(origin), np.complex64(constant), windows)
     spectrum = scipy.fft.fft(windows, axis=1, norm="ortho", overwrite_x=True)
-    grid = np.empty((count, config.occupied), np.complex64)
+    grid = np.empty((count, config.occupied), np.complex64) if out is None else out
     grid[:, :half] = spectrum[:, n - half :]
     grid[:, half:] = spectrum[:, 1 : half + 1]
     return grid

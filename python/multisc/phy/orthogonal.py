@@ -78,6 +78,16 @@ def _padding(count: int) -> NDArray[np.complex64]:
     return qpsk(PADDING_SEED, count)
 
 
+@lru_cache(maxsize=64)  # the bursts of an image mostly share their layout
+def _stream_units(layout: Multiplexer) -> list[NDArray[np.int64]]:
+    """The units of each stream, ascending."""
+    units, each = capacity(layout.mode, layout.symbols, layout.data_carriers)
+    order = spread_order(units) if units else np.zeros(0, np.int64)
+    need = [-(-c // each) if each else 0 for c in layout.counts]
+    edges = np.concatenate([[0], np.cumsum(need)])
+    return [np.sort(order[a:b]) for a, b in pairwise(edges)]
+
+
 @dataclass(frozen=True)
 class Multiplexer:
     """The mapping of one burst's payload.
@@ -101,16 +111,9 @@ class Multiplexer:
         if not fits(self.mode, self.counts, self.symbols, self.data_carriers):
             raise BadInputError(f"{sum(self.counts)} symbols do not fit a payload of {self.symbols} OFDM symbols")
 
-    def _stream_units(self) -> list[NDArray[np.int64]]:
-        units, each = capacity(self.mode, self.symbols, self.data_carriers)
-        order = spread_order(units) if units else np.zeros(0, np.int64)
-        need = [-(-c // each) if each else 0 for c in self.counts]
-        edges = np.concatenate([[0], np.cumsum(need)])
-        return [np.sort(order[a:b]) for a, b in pairwise(edges)]
-
     def _fill(self, array: NDArray, streams: Sequence[NDArray]) -> None:
         """Write each stream into its units of ``array`` (slots, units), slot after slot."""
-        for units, values in zip(self._stream_units(), streams, strict=True):
+        for units, values in zip(_stream_units(self), streams, strict=True):
             if units.size:
                 full, rest = divmod(values.size, units.size)
                 array[:full, units] = values[: full * units.size].reshape(full, -1)
@@ -120,9 +123,9 @@ class Multiplexer:
     def _pick(self, array: NDArray) -> list[NDArray]:
         """Read each stream from its units of ``array`` (slots, units)."""
         picked = []
-        for units, count in zip(self._stream_units(), self.counts, strict=True):
+        for units, count in zip(_stream_units(self), self.counts, strict=True):
             slots = -(-count // units.size) if units.size else 0
-            picked.append(array[:slots, units].ravel()[:count])
+            picked.append(np.take(array[:slots], units, axis=1).ravel()[:count])
         return picked
 
     def map(self, streams: Sequence[NDArray[np.complex64]]) -> NDArray[np.complex64]:

@@ -255,12 +255,14 @@ class BurstReceiver:
         self.counters.truncated += here < wanted
         return True, self._finish(opened, max(here, 0))
 
-    def _demodulate(self, opened: _Opened, first: int, count: int) -> NDArray[np.complex64]:
-        """The grid of symbols ``first`` to ``first + count - 1``."""
+    def _demodulate(
+        self, opened: _Opened, first: int, count: int, out: NDArray[np.complex64] | None = None
+    ) -> NDArray[np.complex64]:
+        """The grid of symbols ``first`` to ``first + count - 1``, in ``out`` if it is given."""
         step = self.config.symbol_samples
         begin = opened.first_symbol + first * step
         samples = self._buffer.view(begin, (count - 1) * step + self.config.fft_size)
-        return to_grid(samples, 0, count, step, opened.timing.seen_from(begin), self.config)
+        return to_grid(samples, 0, count, step, opened.timing.seen_from(begin), self.config, out)
 
     def _open(self, detection: Detection) -> _Opened:
         """Synchronise, estimate the channel, read the control part."""
@@ -318,12 +320,16 @@ class BurstReceiver:
         """Demodulate the first ``here`` payload symbols; the others were never received."""
         header, estimator, first = opened.header, opened.estimator, opened.header_symbols
         assert header is not None
-        symbols = np.zeros((header.payload_symbols, self.config.data_carriers), np.complex64)
-        variance = np.full(symbols.shape, np.inf, np.float32)
+        missing = (header.payload_symbols - here, self.config.data_carriers)
+        symbols, variance = np.zeros(missing, np.complex64), np.full(missing, np.inf, np.float32)
         evm = float("nan")
         if here > 0:
-            grid = np.concatenate([*opened.grids, self._demodulate(opened, first, here)])
-            symbols[:here], variance[:here], evm = estimator.equalise(grid, first)
+            grid = np.empty((first + here, self.config.occupied), np.complex64)
+            grid[:first] = opened.grids[0]
+            self._demodulate(opened, first, here, grid[first:])
+            received, spread, evm = estimator.equalise(grid, first)
+            symbols = np.concatenate([received, symbols]) if missing[0] else received
+            variance = np.concatenate([spread, variance]) if missing[0] else spread
         resources = ResourceGrid(header, symbols, variance)
         n, step = self.config.fft_size, self.config.symbol_samples
         return ReceivedBurst(

@@ -24,6 +24,8 @@ DETECTION_BLOCK = 8192  # samples the detector works on at once; a constant, so 
 # In noise alone, |P|/E exceeds the threshold with probability exp(-512 * 0.2**2) = 1e-9 per independent window, which
 # the header's CRCs sort out; at 0 dB it averages 0.67 with a deviation of 0.04, at -6 dB 0.27.
 THRESHOLD = 0.2
+_CHUNK = 512  # values that inner loops treat at a time, so that they stay in the cache
+_SCAN = 64  # values of the metric that are compared with the threshold at once
 _ENERGY_FLOOR = 1e-9  # of the strongest energy nearby: less is rounding
 _SEARCH = 96  # samples to either side of a detection in which the first path is looked for
 _PATH_THRESHOLD = 0.1  # a first guess: the first path is at most 10 dB below the strongest
@@ -49,89 +51,173 @@ class Detection:
     metric: float
 
 
-@njit(cache=True, nogil=True)
-def _metric(x, count, lag, signs, metric, real, imaginary):  # type: ignore[no-untyped-def]
-    """Metric and correlation at offsets 0..count-1 of x, which holds count + (len(signs)+1)*lag samples.
+# Reassociation lets these sums become SIMD; the others below slide, and keep their order.
+@njit(cache=True, nogil=True, error_model="numpy", fastmath={"reassoc"})
+def _mean(parts):  # type: ignore[no-untyped-def]
+    """Mean of interleaved real and imaginary parts."""
+    real = 0.0
+    imaginary = 0.0
+    for m in range(parts.size // 2):
+        real += parts[2 * m]
+        imaginary += parts[2 * m + 1]
+    return real / (parts.size // 2), imaginary / (parts.size // 2)
 
-    Sums slide in double precision and are stored in single, so that the loops over offsets become SIMD.
-    """
-    blocks = signs.size
-    size = x.size
-    mean_real = 0.0
-    mean_imaginary = 0.0
-    for m in range(size):
-        mean_real += x[m].real
-        mean_imaginary += x[m].imag
-    mean_real /= size
-    mean_imaginary /= size
-    # All is brought to about unit power first: the fourth powers below would leave single precision's range.
-    offset_real = np.float32(mean_real)
-    offset_imaginary = np.float32(mean_imaginary)
-    a = np.empty(size, np.float32)
-    b = np.empty(size, np.float32)
+
+@njit(cache=True, nogil=True, error_model="numpy", fastmath={"reassoc"})
+def _centre(parts, mean_real, mean_imaginary, a, b):  # type: ignore[no-untyped-def]
+    """Real and imaginary parts less their means; returns their energy."""
     total = 0.0
-    for m in range(size):
-        a[m] = x[m].real - offset_real
-        b[m] = x[m].imag - offset_imaginary
+    for m in range(a.size):
+        a[m] = parts[2 * m] - mean_real
+        b[m] = parts[2 * m + 1] - mean_imaginary
         total += float(a[m]) * float(a[m]) + float(b[m]) * float(b[m])
+    return total
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def _products(a, b, lag, unit, power, real, imaginary):  # type: ignore[no-untyped-def]
+    """Scale the samples in place; their power, and their products with the samples one block later."""
+    for m in range(a.size):
+        x = a[m] * unit
+        y = b[m] * unit
+        a[m] = x
+        b[m] = y
+        power[m] = x * x + y * y
+    count = a.size - lag
+    a0, b0, a1, b1 = a[:count], b[:count], a[lag:], b[lag:]
+    for m in range(count):
+        real[m] = a0[m] * a1[m] + b0[m] * b1[m]
+        imaginary[m] = a0[m] * b1[m] - b0[m] * a1[m]
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def _changes(values, length, first, out):  # type: ignore[no-untyped-def]
+    """What the sum of ``length`` values changes by from each place to the next."""
+    go, come = values[first : first + out.size], values[first + length : first + length + out.size]
+    for m in range(out.size):
+        out[m] = float(come[m]) - float(go[m])
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def _slide(real, imaginary, power, lag, short, real_sums, imaginary_sums, energy):  # type: ignore[no-untyped-def]
+    """Sums of ``lag`` products and of ``short`` powers from each place on; returns the largest energy.
+
+    They slide in double and are stored in single precision. Each addition waits for the one before, so the three sums
+    advance side by side.
+    """
+    change = np.zeros((3, _CHUNK))
+    p, q, e = change[0], change[1], change[2]
+    sum_real = 0.0
+    sum_imaginary = 0.0
+    sum_energy = 0.0
+    largest = 0.0
+    for m in range(lag):
+        sum_real += real[m]
+        sum_imaginary += imaginary[m]
+    for m in range(short):
+        sum_energy += power[m]
+    for first in range(0, real_sums.size, _CHUNK):
+        size = min(_CHUNK, real_sums.size - first)
+        here = max(0, min(_CHUNK, energy.size - first))
+        _changes(real, lag, first, p[:size])
+        _changes(imaginary, lag, first, q[:size])
+        _changes(power, short, first, e[:here])
+        for m in range(size):
+            step = p[m]
+            p[m] = sum_real
+            sum_real += step
+            step = q[m]
+            q[m] = sum_imaginary
+            sum_imaginary += step
+            if m < here:
+                step = e[m]
+                e[m] = sum_energy
+                largest = max(largest, sum_energy)
+                sum_energy += step
+        real_sums[first : first + size] = p[:size]
+        imaginary_sums[first : first + size] = q[:size]
+        energy[first : first + here] = e[:here]
+    return largest
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def _combine(sums, lag, signs, out):  # type: ignore[no-untyped-def]
+    """Add up the sums over the eight blocks with the signs of the preamble."""
+    n, s = out.size, signs
+    x0, x1, x2, x3 = sums[:n], sums[lag : lag + n], sums[2 * lag : 2 * lag + n], sums[3 * lag : 3 * lag + n]
+    rest = sums[4 * lag :]
+    x4, x5, x6, x7 = rest[:n], rest[lag : lag + n], rest[2 * lag : 2 * lag + n], rest[3 * lag : 3 * lag + n]
+    s0, s1, s2, s3, s4, s5, s6, s7 = s[0], s[1], s[2], s[3], s[4], s[5], s[6], s[7]
+    for m in range(n):
+        first = s0 * x0[m] + s1 * x1[m] + s2 * x2[m] + s3 * x3[m]
+        out[m] = first + s4 * x4[m] + s5 * x5[m] + s6 * x6[m] + s7 * x7[m]
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def _metric(x, lag, signs, work, metric, real, imaginary):  # type: ignore[no-untyped-def]
+    """Metric and correlation at the first ``metric.size`` offsets of x, which goes on for (len(signs)+1)*lag samples.
+
+    The loops run over slices, not over indices with a sum in them, as only then they become SIMD. ``work`` is float32
+    (5, x.size).
+    """
+    parts = x.view(np.float32)
+    count, size, blocks = metric.size, x.size, signs.size
+    mean_real, mean_imaginary = _mean(parts)
+    a, b, power, product_real, product_imaginary = work[0], work[1], work[2], work[3], work[4]
+    total = _centre(parts, np.float32(mean_real), np.float32(mean_imaginary), a, b)
     if total == 0.0:
         metric[:] = np.float32(0.0)
         return
+    # All is brought to about unit power: the fourth powers below would leave single precision's range.
     unit = np.sqrt(size / total)
-    for m in range(size):
-        a[m] *= np.float32(unit)
-        b[m] *= np.float32(unit)
-
-    # Sums over one block of the products with the block that follows.
-    sums = size - 2 * lag
-    product_real = np.empty(size - lag, np.float32)
-    product_imaginary = np.empty(size - lag, np.float32)
-    for m in range(size - lag):
-        product_real[m] = a[m] * a[m + lag] + b[m] * b[m + lag]
-        product_imaginary[m] = a[m] * b[m + lag] - b[m] * a[m + lag]
-    block_real = np.empty(sums, np.float32)
-    block_imaginary = np.empty(sums, np.float32)
-    p = 0.0
-    q = 0.0
-    for m in range(lag):
-        p += product_real[m]
-        q += product_imaginary[m]
-    for m in range(sums):
-        block_real[m] = p
-        block_imaginary[m] = q
-        p += float(product_real[m + lag]) - float(product_real[m])
-        q += float(product_imaginary[m + lag]) - float(product_imaginary[m])
-    real[:] = np.float32(0.0)
-    imaginary[:] = np.float32(0.0)
-    for i in range(blocks):
-        if signs[i] > 0:
-            for n in range(count):
-                real[n] += block_real[n + i * lag]
-                imaginary[n] += block_imaginary[n + i * lag]
-        else:
-            for n in range(count):
-                real[n] -= block_real[n + i * lag]
-                imaginary[n] -= block_imaginary[n + i * lag]
-
+    _products(a, b, lag, np.float32(unit), power, product_real, product_imaginary)
+    # The samples are used up: the sums over one block take their place.
     short = (blocks + 1) * lag
-    power = np.empty(size, np.float32)
-    for m in range(size):
-        power[m] = a[m] * a[m] + b[m] * b[m]
-    energy = 0.0
-    for m in range(short):
-        energy += power[m]
-    largest = 0.0
-    for n in range(count):
-        metric[n] = energy
-        largest = max(largest, energy)
-        energy += float(power[n + short]) - float(power[n])
+    sums_real, sums_imaginary = a[: size - 2 * lag], b[: size - 2 * lag]
+    largest = _slide(product_real, product_imaginary, power, lag, short, sums_real, sums_imaginary, metric)
+    _combine(sums_real, lag, signs, real)
+    _combine(sums_imaginary, lag, signs, imaginary)
     # Rounding leaves some energy in a constant or behind a strong signal: too little to be a burst.
     constant = short * (mean_real * mean_real + mean_imaginary * mean_imaginary) * (unit * unit)
     floor = np.float32(_ENERGY_FLOOR * (largest + constant))
     scale = np.float32((blocks + 1) / blocks)
     for n in range(count):
-        size_of_p = np.sqrt(real[n] * real[n] + imaginary[n] * imaginary[n])
-        metric[n] = scale * size_of_p / metric[n] if metric[n] > floor else np.float32(0.0)
+        value = scale * np.sqrt(real[n] * real[n] + imaginary[n] * imaginary[n]) / metric[n]
+        metric[n] = value if metric[n] > floor else np.float32(0.0)
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def _peaks(metric, real, imaginary, position, short, threshold, still_open, starts, values):  # type: ignore[no-untyped-def]
+    """Peaks of one block: their places and, in ``values`` (peaks, 3), metric and correlation.
+
+    The first entry is a peak of an earlier block where that is ``still_open``.
+
+    Returns:
+        How many peaks are settled, and whether the one behind them is still open.
+    """
+    found = 0
+    for first in range(0, metric.size, _SCAN):
+        part = metric[first : first + _SCAN]
+        above = False
+        for n in range(part.size):
+            above |= part[n] > threshold
+        if not above:
+            continue
+        for n in range(first, first + part.size):
+            if metric[n] > threshold:
+                if still_open and position + n > starts[found] + short:
+                    found += 1
+                    still_open = False
+                if not still_open or metric[n] > values[found, 0]:
+                    still_open = True
+                    starts[found] = position + n
+                    values[found, 0] = metric[n]
+                    values[found, 1] = real[n]
+                    values[found, 2] = imaginary[n]
+    if still_open and position + metric.size > starts[found] + short:
+        found += 1
+        still_open = False
+    return found, still_open
 
 
 class Detector:
@@ -145,12 +231,16 @@ class Detector:
         preamble = preamble_of(config)
         self._lag = preamble.lag
         self._short = preamble.short_samples
-        self._signs = np.array(SHORT_SIGNS)
+        self._signs = np.array(SHORT_SIGNS, np.float32)
+        self.lookahead = self._short
+        self._work = np.empty((5, DETECTION_BLOCK + self.lookahead), np.float32)
         self._metric = np.empty(DETECTION_BLOCK, np.float32)
         self._real = np.empty(DETECTION_BLOCK, np.float32)
         self._imaginary = np.empty(DETECTION_BLOCK, np.float32)
-        self.lookahead = self._short
-        self._best: Detection | None = None
+        most = DETECTION_BLOCK // self._short + 3
+        self._starts = np.zeros(most, np.int64)
+        self._values = np.zeros((most, 3), np.float32)
+        self._open = False  # whether the first of these is a peak that is not settled yet
 
     def process(self, block: NDArray[np.complex64], position: int) -> list[Detection]:
         """Search one block.
@@ -162,27 +252,25 @@ class Detector:
         Returns:
             The peaks that are settled by the end of this block, in order.
         """
-        _metric(block, DETECTION_BLOCK, self._lag, self._signs, self._metric, self._real, self._imaginary)
-        found: list[Detection] = []
-        above = np.flatnonzero(self._metric > THRESHOLD)
-        for n in above:
-            value = float(self._metric[n])
-            if self._best is not None and position + n > self._best.start + self._short:
-                found.append(self._best)
-                self._best = None
-            if self._best is None or value > self._best.metric:
-                angle = math.atan2(self._imaginary[n], self._real[n])
-                self._best = Detection(int(position + n), angle / (2.0 * np.pi) * SHORT_SPACING, value)
-        if self._best is not None and position + DETECTION_BLOCK > self._best.start + self._short:
-            found.append(self._best)
-            self._best = None
-        return found
+        _metric(block, self._lag, self._signs, self._work, self._metric, self._real, self._imaginary)
+        found, still_open = _peaks(
+            self._metric, self._real, self._imaginary, position, self._short, np.float32(THRESHOLD),
+            self._open, self._starts, self._values,
+        )  # fmt: skip
+        detections = [self._detection(i) for i in range(found)]
+        self._open = still_open
+        self._starts[0], self._values[0] = self._starts[found], self._values[found]
+        return detections
 
     def flush(self) -> list[Detection]:
         """Report the peak that is still open and start afresh."""
-        found = [self._best] if self._best is not None else []
-        self._best = None
+        found = [self._detection(0)] if self._open else []
+        self._open = False
         return found
+
+    def _detection(self, i: int) -> Detection:
+        value, real, imaginary = map(float, self._values[i])
+        return Detection(int(self._starts[i]), math.atan2(imaginary, real) / (2.0 * np.pi) * SHORT_SPACING, value)
 
 
 @dataclass(frozen=True)
@@ -202,6 +290,13 @@ class Timing:
     def seen_from(self, index: int) -> tuple[float, float, complex]:
         """Carrier offset, sample at which its phase is zero counted from ``index``, and constant."""
         return self.cfo, float(self.start - index), self.constant
+
+
+@njit(cache=True, nogil=True)
+def _turn(step, out):  # type: ignore[no-untyped-def]
+    """exp(j step i) for i = 0, 1 ..."""
+    for i in range(out.size):
+        out[i] = complex(np.cos(step * i), np.sin(step * i))
 
 
 class FineTiming:
@@ -240,23 +335,25 @@ class FineTiming:
         n = self._config.fft_size
         first = detection.start - _SEARCH - origin
         window = samples[first : first + self._reach].astype(np.complex128)
-        turn = np.exp(-2j * np.pi * detection.cfo / n * np.arange(window.size))
+        turn = np.empty(window.size, np.complex128)
+        _turn(-2.0 * np.pi * detection.cfo / n, turn)
         turned = (window - window.mean()) * turn
         response = scipy.fft.ifft(scipy.fft.fft(turned, self._size) * self._reference)[: self._lags]
         power = response.real**2 + response.imag**2
         strongest = int(power.argmax())
         earliest = max(0, strongest - self._config.cyclic_prefix)
         near = power[earliest : strongest + 1]
-        path = earliest + int(np.argmax(near >= _PATH_THRESHOLD * power[strongest]))
-        one, two = self._long_symbols(turned, path)
-        residual = float(np.angle(np.vdot(one, two))) / (2.0 * np.pi)
-        cfo = detection.cfo + residual
+        path = earliest + int((near >= _PATH_THRESHOLD * power[strongest]).argmax())
+        cfo = detection.cfo + self._residual(turned, path)
         constant = self._constant(window, path, cfo)
         turned = (window - constant) * turn
         path += self._shift(*self._long_symbols(turned, path))
-        one, two = self._long_symbols(turned, path)
-        cfo = detection.cfo + float(np.angle(np.vdot(one, two))) / (2.0 * np.pi)
+        cfo = detection.cfo + self._residual(turned, path)
         return Timing(detection.start - _SEARCH + path - BACKOFF, cfo, constant)
+
+    def _residual(self, window: NDArray[np.complex128], path: int) -> float:
+        """What the carrier offset is still off by, in subcarriers, from the turn between the long symbols."""
+        return float(np.angle(np.vdot(*self._long_symbols(window, path)))) / (2.0 * np.pi)
 
     def _long_symbols(self, window: NDArray, path: int) -> tuple[NDArray, NDArray]:
         """The two long symbols, for a first path at an index of the window."""
@@ -288,7 +385,8 @@ class FineTiming:
         noise = 0.5 * float(np.mean(np.abs(two - turn * one) ** 2))
         mean = scipy.fft.fft(0.5 * (one + np.conj(turn) * two), norm="ortho") * self._impulse
         response = scipy.fft.ifft(mean, norm="ortho")
-        power = np.roll(response.real**2 + response.imag**2, prefix)[: 3 * prefix]  # delays -prefix to 2 prefix
+        power = response.real**2 + response.imag**2
+        power = np.concatenate([power[-prefix:], power[: 2 * prefix]])  # delays -prefix to 2 prefix
         least = max(_TAP_THRESHOLD * float(power.max()), _TAP_OVER_NOISE * 0.5 * noise * self._impulse_noise)
         power[power < least] = 0.0
         reach = prefix + 2 * _TAP_WIDTH
@@ -296,7 +394,7 @@ class FineTiming:
         most = float(inside.max())
         if most == 0.0:
             return 0
-        first = 2 * prefix - 1 - int(np.argmax(inside[::-1] >= most * (1.0 - 1e-9)))
-        last = first + int(np.flatnonzero(power[first : first + reach + 1])[-1])
+        first = 2 * prefix - 1 - int((inside[::-1] >= most * (1.0 - 1e-9)).argmax())
+        last = first + int(power[first : first + reach + 1].nonzero()[0][-1])
         spread = max(0, last - first - 2 * _TAP_WIDTH)
         return first + _TAP_WIDTH - prefix - min(BACKOFF, prefix - spread)

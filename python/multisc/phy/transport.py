@@ -188,9 +188,11 @@ def demap(
             f"stream {descriptor.name}: {symbols.size} symbols where {descriptor.symbols} are announced"
         )
     received = np.isfinite(noise_variance)
+    whole = bool(received.all())
     delivered = bool(received.any()) or descriptor.symbols == 0
     # The mean over symbols of unit power: Es/N0 is the inverse of the mean noise.
-    noise = float(noise_variance[received].mean(dtype=np.float64)) if received.any() else float("nan")
+    heard_variance = noise_variance if whole else noise_variance[received]
+    noise = float(heard_variance.mean(dtype=np.float64)) if heard_variance.size else float("nan")
     snr_db = -10.0 * np.log10(noise) if noise > 0 else float("nan")
     if descriptor.modulation == "analog":
         return _demap_analog(descriptor, symbols, received, delivered, snr_db)
@@ -204,15 +206,15 @@ def demap(
             f"stream {descriptor.name}: {descriptor.symbols} symbols announced, {descriptor.length} bits of "
             f"{descriptor.code} take {-(-expected // width)}"
         )
-    if received.all():
+    if whole:
         llrs = mod.demap(symbols, noise_variance, descriptor.modulation)[:expected]
     else:
         llrs = np.zeros((descriptor.symbols, width), np.float32)
-        if received.any():
-            heard = mod.demap(symbols[received], noise_variance[received], descriptor.modulation)
+        if heard_variance.size:
+            heard = mod.demap(symbols[received], heard_variance, descriptor.modulation)
             llrs[received] = heard.reshape(-1, width)
         llrs = llrs.ravel()[:expected]
-    return ReceivedStream(descriptor.name, (llrs < 0).astype(np.uint8), delivered, None, snr_db, llrs)
+    return ReceivedStream(descriptor.name, (llrs < 0).view(np.uint8), delivered, None, snr_db, llrs)
 
 
 def decode(received: ReceivedStream, code: str, modulation: str, length: int, iterations: int = 0) -> ReceivedStream:

@@ -1,4 +1,4 @@
-"""Signal-to-noise conversions. This module owns all of them; docs/definitions.md works each one out by hand.
+"""Signal-to-noise conversions, all of them. docs/reference/definitions.md works each one out by hand.
 
 SNR in this project is Es/N0 per channel use: the mean power of the data symbols over the variance N0 of the complex
 noise in the same subcarrier (N0/2 per real dimension).

@@ -1,4 +1,6 @@
-"""The classic chain: a BPG picture that fills the channel uses there are, CRC, LDPC code, QAM. docs/bpg-ldpc.md.
+"""The classic chain: a BPG picture that fills the channel uses there are, CRC, LDPC code, QAM.
+
+docs/explanation/bpg-ldpc.md describes every step.
 
 All or nothing: a bit stream whose CRC fails is an outage, and so is one that cannot be decoded. Needs no models and
 no torch, so it runs wherever the streams are.

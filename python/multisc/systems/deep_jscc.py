@@ -1,7 +1,7 @@
 """Deep joint source-channel coding (Multi-SC [14]): a picture becomes analog symbols, with no bits between.
 
 No cliff: the picture gets worse as the channel does, and something is shown as long as anything was received.
-docs/deep-jscc.md.
+docs/explanation/deep-jscc.md.
 """
 
 from __future__ import annotations

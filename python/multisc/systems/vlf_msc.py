@@ -6,7 +6,7 @@ diffusion model, through a trained projection into the cross-attention.
 
 ``text-only`` sends the caption that y's text branch makes at the transmitter, and makes the picture of the text.
 ``image-only`` sends the embedding that an IP-Adapter takes as its image prompt, repeated as often as the channel uses
-allow, makes the picture from it alone and captions that picture. docs/vlf-msc.md.
+allow, makes the picture from it alone and captions that picture. docs/explanation/vlf-msc.md.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 Transmitter: a vision-language model describes the picture, BLIP in VLM-CSC, and the tokens travel as in Multi-SC.
 Receiver: embeddings become text again, and Stable Diffusion makes a picture of the text alone. VLM-CSC as Multi-SC
-compares it has no corrector. docs/vlf-msc.md.
+compares it has no corrector. docs/explanation/vlf-msc.md.
 """
 
 from __future__ import annotations

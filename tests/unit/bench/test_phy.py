@@ -8,6 +8,7 @@ from multisc.bench import phy
 from multisc.errors import BadInputError
 
 
+@pytest.mark.slow
 def test_rows_of_this_project_and_of_gnu_radio() -> None:
     result = phy.measure(seconds=0.1)
     names = [row["name"] for row in result["rows"]]

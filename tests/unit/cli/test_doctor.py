@@ -23,6 +23,7 @@ def broken_module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     return put
 
 
+@pytest.mark.slow
 @pytest.mark.gnuradio
 def test_a_checkout_that_is_set_up_is_well(capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("gnuradio.multisc")
@@ -40,6 +41,7 @@ def test_a_checkout_that_is_set_up_is_well(capsys: pytest.CaptureFixture, monkey
     assert all(check["fix"] or check["state"] == "ok" for check in found["checks"])
 
 
+@pytest.mark.slow
 @pytest.mark.gnuradio
 def test_companion_is_well_by_its_start_script_or_by_the_environment_or_not_at_all(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -223,7 +223,7 @@ def test_write_into_a_missing_directory(tmp_path):
 
 
 def test_documentation_names_every_field_and_its_example_is_valid():
-    text = (ROOT / "docs" / "result.md").read_text(encoding="utf-8")
+    text = (ROOT / "docs" / "reference" / "result.md").read_text(encoding="utf-8")
     data = json.loads(text.split("```json")[1].split("```")[0])
     assert Result.from_dict(data).to_dict() == data
     shown = example().to_dict()

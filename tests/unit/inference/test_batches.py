@@ -361,6 +361,7 @@ def test_a_worker_that_works_for_nobody_and_goes_on_is_killed(tmp_path):
         assert abandoned(peer.status()) == 2
 
 
+@pytest.mark.slow
 def test_a_worker_that_lets_go_in_time_is_kept(tmp_path):
     with (
         running_server(handler="tests.support.handlers:Batches", call_off_grace_s=2.0) as server,

@@ -285,8 +285,8 @@ def test_ctrl_c_reaches_a_waiting_client():
 
 
 def test_the_client_in_the_documentation(server):
-    """A stranger's client, as docs/link.md has it: it needs nothing of this project."""
-    text = (ROOT / "docs" / "link.md").read_text()
+    """A stranger's client, as docs/reference/inference.md has it: it needs nothing of this project."""
+    text = (ROOT / "docs" / "reference" / "inference.md").read_text()
     code = text.split("```python\n")[1].split("```")[0]
     assert "multisc" not in code
     space = {}
@@ -299,7 +299,7 @@ def test_the_client_in_the_documentation(server):
 
 
 def test_the_documentation_names_every_kind_and_code():
-    text = (ROOT / "docs" / "link.md").read_text()
+    text = (ROOT / "docs" / "reference" / "inference.md").read_text()
     for name in [row[0] for row in wire._KINDS] + list(wire.FAILURES):
         assert f"| `{name}` |" in text, name
 

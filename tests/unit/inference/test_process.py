@@ -103,6 +103,7 @@ def test_a_child_that_cannot_start_says_why(settings, cls, message):
     assert children_of(os.getpid()) == before
 
 
+@pytest.mark.slow
 def test_a_child_that_is_silent_is_stopped(tmp_path, monkeypatch):
     monkeypatch.setenv("MULTISC_TEST_GATE", Gate(tmp_path).path)
     process = own(preload=("gate",), silence_s=2.0)
@@ -143,6 +144,7 @@ def test_a_server_killed_in_the_middle_is_noticed_at_once(tmp_path):
         eventually(lambda: gone(pids), "the workers end with their server")
 
 
+@pytest.mark.slow
 def test_a_server_that_hangs_is_noticed_within_seconds(tmp_path):
     gate = Gate(tmp_path)
     with own() as process, InferenceClient(process.address, 60, dead_after_s=2.0) as client:
@@ -154,6 +156,7 @@ def test_a_server_that_hangs_is_noticed_within_seconds(tmp_path):
         os.kill(process.pid, signal.SIGCONT)
 
 
+@pytest.mark.slow
 def test_a_child_that_hangs_is_killed():
     process = own()
     process.start()

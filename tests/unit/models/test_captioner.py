@@ -162,6 +162,7 @@ def test_likelihood_needs_a_caption_for_each_picture(miniature: Captioner, capti
         miniature.log_likelihood([noise(8, 8), noise(8, 8)], captions)
 
 
+@pytest.mark.slow
 def test_embedded_captions_are_short_sentences(embedded: Captioner, photograph: NDArray[np.uint8]) -> None:
     height, width = photograph.shape[0] // 2, photograph.shape[1] // 2
     blocks = [
@@ -191,6 +192,7 @@ def test_embedded_checkpoint_is_small() -> None:
     assert sum(file.stat().st_size for file in directory.iterdir()) < 4_800_000
 
 
+@pytest.mark.slow
 def test_embedded_captions_fit_their_pictures_better_than_others(embedded: Captioner) -> None:
     if not (DATA / "captions.txt").is_file():
         pytest.skip("the training data are not beside this checkout (../shared/data)")

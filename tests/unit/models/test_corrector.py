@@ -101,6 +101,7 @@ def corpus_bleu(answers: list[str], sent: list[str]) -> float:
     return sacrebleu.corpus_bleu(answers, [sent]).score / 100.0
 
 
+@pytest.mark.slow
 def test_the_channel_s_view_of_each_token_repairs_more_than_the_text_alone(
     embedded: Corrector, channel: NoisyCaptions, captioner: Captioner, tokens: NDArray[np.int64]
 ) -> None:
@@ -134,6 +135,7 @@ def test_what_the_channel_is_certain_of_stays_however_unlikely(
     assert embedded.correct_readings(readings, None, captioner.encode) == odd
 
 
+@pytest.mark.slow
 def test_without_a_common_vocabulary_the_channel_chooses_among_the_answers(
     embedded: Corrector, miniature: Corrector, channel: NoisyCaptions, captioner: Captioner
 ) -> None:
@@ -146,6 +148,7 @@ def test_without_a_common_vocabulary_the_channel_chooses_among_the_answers(
     assert weighed == embedded.correct_readings(readings, None, captioner.encode)
 
 
+@pytest.mark.slow
 def test_captions_of_more_letters_than_the_model_has_positions(embedded: Corrector, captioner: Captioner) -> None:
     longest = embedded.model.config.max_position_embeddings
     sent = [text for text in CAPTIONS if len(letters(text)) > 0.6 * longest]

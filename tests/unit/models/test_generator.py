@@ -110,6 +110,7 @@ def test_the_received_pixels_are_in_their_place(generator, subject):
     assert not np.array_equal(picture, without)
 
 
+@pytest.mark.slow
 def test_pictures_of_a_batch_are_those_made_alone_but_for_rounding(generator, subject):
     """Slices, captions, sizes and seeds of their own, more than one batch holds, in the order asked for."""
     other = np.ascontiguousarray(subject[::-1, :50])

@@ -209,6 +209,7 @@ def test_thin_pictures(size):
     assert min(subject.box[2:]) >= 1
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not DATA.is_dir(), reason="the training photographs are not beside this checkout")
 def test_the_embedded_network_finds_subjects_it_never_saw():
     from multisc.training.fcn import measure

@@ -10,7 +10,7 @@ from multisc.phy.crc import CRC16, CRC24A, CRC24B
 from multisc.phy.fec import RATES, check_code, make_code
 from multisc.phy.ldpc.transport import TransportBlock, segment
 
-SPECS = ["none", *(f"nr:{rate}" for rate in RATES), "pyldpc:120:3:6"]
+SPECS = ["none", *(f"nr:{rate}" for rate in RATES), pytest.param("pyldpc:120:3:6", marks=pytest.mark.slow)]
 
 
 def soft(bits: np.ndarray, magnitude: float = 6.0) -> np.ndarray:

@@ -70,6 +70,7 @@ def test_fillers_are_never_sent():
     np.testing.assert_array_equal(longer[:1024], coded)
 
 
+@pytest.mark.slow
 def test_repeated_bits_add_up():
     once = NrLdpcBlock(40, 50 * 7 - (70 - 40))
     twice = NrLdpcBlock(40, 2 * once.n)

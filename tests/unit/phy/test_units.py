@@ -1,4 +1,4 @@
-"""The conversions against numbers worked out by hand (docs/definitions.md) and against measured noise."""
+"""The conversions against numbers worked out by hand (docs/reference/definitions.md) and against measured noise."""
 
 import math
 
@@ -28,7 +28,7 @@ def test_overhead_of_pilots_and_prefix():
 
 
 def test_the_transmission_of_the_definitions_page():
-    """docs/definitions.md, "One transmission by hand"."""
+    """docs/reference/definitions.md, "One transmission by hand"."""
     config = PhyConfig(amplitude=0.25)
     stream = modulate(Stream("bpg", np.zeros(8 * 8192, np.uint8), "16qam", "nr:1/2"))
     assert stream.symbols.size == (8 * 8192 + 24 + 8 * 24) * 2 // 4 == 32_876
@@ -46,7 +46,7 @@ def test_the_transmission_of_the_definitions_page():
 
 
 def test_the_symbol_of_the_definitions_page():
-    """docs/definitions.md, "One symbol by hand"."""
+    """docs/reference/definitions.md, "One symbol by hand"."""
     received = np.array([0.4 + 0.1j], np.complex64)
     np.testing.assert_allclose(modulation.demap(received, 0.1, "16qam"), [5.111, 1.266, 2.947, 6.961], atol=6e-4)
     assert modulation.demap(received, 0.1, "16qam", "maxlog")[[0, 2]] == pytest.approx([5.06, 2.94], abs=5e-3)

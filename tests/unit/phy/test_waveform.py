@@ -1,4 +1,4 @@
-"""docs/waveform.md read literally: a second transmitter, written from the page, sends the same samples."""
+"""docs/reference/waveform.md read literally: a second transmitter, written from the page, sends the same samples."""
 
 import struct
 from math import ceil, gcd

@@ -64,6 +64,7 @@ def test_picture_arrives_and_fits_the_channel_uses(image: NDArray[np.uint8], opt
     assert encoded.streams[0].code.startswith(str(options.get("code", "nr")))
 
 
+@pytest.mark.slow
 def test_next_better_quality_would_not_fit(image: NDArray[np.uint8]) -> None:
     options = {"cbr": "1/6", "mcs": "1/2:16qam"}
     stream = BpgLdpc().encode(image, options).streams[0]
@@ -75,6 +76,7 @@ def test_next_better_quality_would_not_fit(image: NDArray[np.uint8]) -> None:
     assert better.symbols.size > channel_uses(Fraction(1, 6), 192, 256)
 
 
+@pytest.mark.slow
 def test_auto_takes_what_the_table_says(image: NDArray[np.uint8]) -> None:
     for snr_db in (1.0, 6.0, 17.0):
         stream = BpgLdpc().encode(image, {"cbr": "1/4", "snr_db": snr_db}).streams[0]

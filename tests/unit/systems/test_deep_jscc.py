@@ -68,6 +68,7 @@ def link_psnr(system, image, cbr, snr_db, expected_db=None, gains=None) -> float
     return psnr(system.decode(over_the_air(encoded, snr_db, gains), {}).image, image)
 
 
+@pytest.mark.slow
 def test_kodak_at_10_db(system, kodak) -> None:
     """The numbers to reach: 27 dB at CBR 1/12, 29.5 dB at 1/6, mean of 24 pictures, Es/N0 10 dB."""
     images = [load_image(path) for path in sorted(kodak.glob("*.png"))]

@@ -79,7 +79,7 @@ def test_payload_is_the_largest_that_fits(code: str, modulation: str, uses: int)
 
 
 def test_worked_example_of_the_documentation() -> None:
-    """docs/bpg-ldpc.md: 768x512 at CBR 1/12, rate 1/2, 16-QAM."""
+    """docs/explanation/bpg-ldpc.md: 768x512 at CBR 1/12, rate 1/2, 16-QAM."""
     assert payload_bits("nr:1/2", "16qam", 768 * 512 * 3 // 12) == 196008
     assert payload_bits("nr:1/2", "16qam", 0) == 0
 

@@ -117,6 +117,7 @@ def test_budget_is_filled_and_kept(system: MultiSc, photograph, options) -> None
     assert 10 * np.log10(255**2 / np.mean(error**2)) > 28
 
 
+@pytest.mark.slow
 def test_bpg_slice_holds_more_of_the_subject_at_equal_channel_uses(system: MultiSc, photograph) -> None:
     as_pixels, as_bpg = (system.encode(photograph, {"slice_codec": codec}) for codec in SLICE_CODECS[:2])
     uses = [channel_uses(encoded.streams[0]) for encoded in (as_pixels, as_bpg)]
@@ -192,6 +193,7 @@ def test_best_of_several_candidates_fits_the_captions_best(system: MultiSc, phot
     assert min(np.abs(closest.astype(int) - other).max() for other in single if other is not closest) > 20
 
 
+@pytest.mark.slow
 def test_several_pictures_at_once_are_those_of_one_at_a_time(system: MultiSc, photograph) -> None:
     pictures = [photograph, np.ascontiguousarray(photograph[:, ::-1]), photograph[:200]]
     modes = ["embedding", "byte", "token"]

@@ -1,4 +1,4 @@
-"""Training on another device than the CPU: every stage from the data to the files, on a GPU that is pretended.
+"""Training on another device than the CPU: every stage from the data to the files, on a simulated GPU.
 
 What the real one would add is its own rounding; what is shown here is that nothing but the rounding differs.
 """
@@ -19,10 +19,17 @@ from transformers import BartConfig
 from multisc.training import bart, blip, blip2, data, diffusion, fcn, jscc, llava, subjects, vae, vlf
 from multisc.training.loop import Schedule, fit
 from multisc.training.place import CPU, Place
-from tests.support.simulated_gpu import Remote, gpu, lowered  # noqa: F401
+from tests.support.simulated_gpu import Remote, lowered, simulated_gpu
 from tests.support.training_data import write_training_data
 
 STAGE = Schedule(steps=2, learning_rate=1e-3, warm_up=1, save_every=2)
+
+
+@pytest.fixture
+def gpu() -> Iterator[str]:
+    """The name of the simulated device, which exists while the test runs."""
+    with simulated_gpu() as name:
+        yield name
 
 
 def trainings(root: Path, made: Path) -> dict[str, Callable[[Path, Path, Place], object]]:
@@ -84,7 +91,7 @@ def miniature() -> Iterator[None]:
         patch.setattr(vlf, "measure", lambda denoising, tests, _count: feature_loss(denoising, tests, 1))
         # Of all that is drawn, BART's dropout alone is drawn on the device.
         patch.setattr(bart, "BartConfig", lambda **sizes: BartConfig(**sizes | {"dropout": 0.0}))
-        # Autocast would keep the weights' low precision for their next use, which the pretended device does not.
+        # Autocast would keep the weights' low precision for their next use, which the simulated device does not.
         torch.set_autocast_cache_enabled(False)
         torch.set_num_threads(1)
         yield
@@ -121,10 +128,11 @@ def gradients(checkpoint: Path) -> torch.Tensor:
     return torch.cat([state["exp_avg"].flatten() for state in states])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stage", trainings(Path(), Path()))
 def test_every_stage_goes_on_a_gpu_as_on_the_cpu(
     stage: str,
-    gpu: str,  # noqa: F811
+    gpu: str,
     root: Path,
     on_cpu: Path,
     tmp_path: Path,
@@ -155,7 +163,7 @@ class Interrupted(Exception):
 
 
 @pytest.mark.parametrize("moves", ["there", "back"])
-def test_a_run_goes_on_where_another_device_left_it(moves: str, gpu: str, tmp_path: Path) -> None:  # noqa: F811
+def test_a_run_goes_on_where_another_device_left_it(moves: str, gpu: str, tmp_path: Path) -> None:
     """The best state too, which here is that of before the move."""
     schedule = Schedule(steps=6, learning_rate=0.1, warm_up=1, save_every=2)
     first, second = (CPU, Place(gpu)) if moves == "there" else (Place(gpu), CPU)

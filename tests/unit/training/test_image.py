@@ -215,6 +215,7 @@ def test_batches_tell_the_slice_its_place_and_its_noise(batches):
         assert batch.known.mask[~absent].flatten(1).any(1).all()
 
 
+@pytest.mark.slow
 def test_training_lowers_the_loss(batches):
     """Twenty steps on one picture, through batches, conditions and eq. 11, and the average follows."""
     torch.manual_seed(0)

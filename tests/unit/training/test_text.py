@@ -229,6 +229,7 @@ def test_principal_features_keep_where_things_are() -> None:
     assert abs(strongest[:, :, 17:].mean() - strongest[:, :, :15].mean()) > 1.5
 
 
+@pytest.mark.slow
 def test_every_stage_trains_and_the_checkpoints_load(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from fractions import Fraction
 
 import numpy as np
+from numba import njit
 from numpy.typing import NDArray
 
 from multisc.errors import BadInputError
@@ -16,6 +17,21 @@ from multisc.phy.ldpc.kernels import KNOWN_ZERO, PUNCTURED
 # Table 5.4.2.1-2: numerators of k0 over 66 (base graph 1) and 50 (base graph 2), with Ncb = N.
 _START = {1: (0, 17, 33, 56), 2: (0, 13, 25, 43)}
 MAX_CODED_BITS = 1 << 20
+
+
+@njit(cache=True, nogil=True)
+def _add_repeats(llr, index, summed):  # type: ignore[no-untyped-def]
+    """Add up the ratios of each bit that was sent several times; what is not finite counts as in ``nan_to_num``."""
+    largest = np.finfo(np.float32).max
+    total = np.empty(summed.shape[1])
+    for row in range(len(llr)):
+        total[:] = 0.0
+        for i in range(index.size):
+            value = llr[row, i]
+            if value == value:
+                total[index[i]] += min(max(value, -largest), largest)
+        for i in range(total.size):
+            summed[row, i] = total[i]
 
 
 class NrLdpcBlock:
@@ -125,8 +141,7 @@ class NrLdpcBlock:
         if llr.ndim != 2 or llr.shape[1] != self.n:
             raise BadInputError(f"LLRs of shape {llr.shape}: must be (blocks, {self.n})")
         if self._combine is not None:
-            summed = np.zeros((llr.shape[0], self._distinct), np.float32)
-            for row, values in zip(summed, np.nan_to_num(llr), strict=True):
-                row += np.bincount(self._combine, values, self._distinct).astype(np.float32)
+            summed = np.empty((llr.shape[0], self._distinct), np.float32)
+            _add_repeats(np.ascontiguousarray(llr), self._combine, summed)
             llr = summed
         return self._decoder.decode(llr, algorithm, schedule, iterations, early_stop)
