@@ -56,6 +56,7 @@ class MultiScOptions:
         text_dimensions: coefficients per token, d of the projection, 1 to 255; 0 for what suits the model's table.
         text_bits: bits per coefficient, 1 to 8. Only the mode ``embedding`` leaves a choice of the two.
         ip_scale: weight lambda of the image prompt (eq. 10), 0 to 2.
+        regional: whether each quarter of the picture attends to the caption of its own block before the others.
         steps: denoising steps, 1 to 200.
         candidates: pictures that the receiver generates, 1 to 64; it shows the one of which the captioner would most
             likely say what the received captions say.
@@ -80,6 +81,7 @@ class MultiScOptions:
     text_modulation: str = "qpsk"
     text_code: str = "none"
     ip_scale: float = 1.0
+    regional: bool = True
     steps: int = 20
     candidates: int = 1
     seed: int = 0
@@ -309,7 +311,7 @@ class MultiSc:
         captions = self._correct(arrived)
         if chosen.candidates == 1:
             orders = [one.order(texts, chosen.seed) for one, texts in zip(arrived, captions, strict=True)]
-            pictures = self._generator.generate_all(orders, chosen.ip_scale, chosen.steps)
+            pictures = self._generator.generate_all(orders, chosen.ip_scale, chosen.steps, regional=chosen.regional)
         else:
             pictures = [self._closest(one, texts, chosen) for one, texts in zip(arrived, captions, strict=True)]
         return [
@@ -346,7 +348,8 @@ class MultiSc:
         best: tuple[float, NDArray[np.uint8]] | None = None
         for start in range(0, len(seeds), MAX_BATCH):
             orders = [arrived.order(captions, seed) for seed in seeds[start : start + MAX_BATCH]]
-            for picture in self._generator.generate_all(orders, chosen.ip_scale, chosen.steps):
+            made = self._generator.generate_all(orders, chosen.ip_scale, chosen.steps, regional=chosen.regional)
+            for picture in made:
                 found = fit(picture)
                 if best is None or found > best[0]:
                     best = found, picture
