@@ -2,13 +2,14 @@
 # Sets up this checkout. Idempotent; prints what it does. Without root it names the packages to ask for.
 #   setup.sh VENV          what a user needs: GNU Radio, and a virtual environment VENV over the system's Python
 #   setup.sh --tests VENV  on top of that, what the tests need: test tools, a compiler, CMake, a screen
+#   setup.sh --docs VENV   on top of that, MkDocs
 set -euo pipefail
-stage=run
-if [[ ${1:-} == --tests ]]; then
-    stage=tests
+stage=user
+if [[ ${1:-} == --tests || ${1:-} == --docs ]]; then
+    stage=${1#--}
     shift
 fi
-venv=${1:?usage: setup.sh [--tests] VENV}
+venv=${1:?usage: setup.sh [--tests|--docs] VENV}
 python=${PYTHON:-/usr/bin/python3}
 root=$(cd "$(dirname "$0")" && pwd)
 say() { printf 'setup: %s\n' "$*"; }
@@ -40,6 +41,11 @@ if [[ $stage == tests ]]; then
     say "installing the locked test tools"
     pip_install --editable "$root[inference,dev]"
     touch "$venv/.ready-tests"
+    exit
+elif [[ $stage == docs ]]; then
+    say "installing the locked MkDocs"
+    pip_install --editable "$root[inference,docs]"
+    touch "$venv/.ready-docs"
     exit
 fi
 

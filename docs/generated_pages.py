@@ -109,9 +109,7 @@ def _command_line() -> str:
         *(f"| [`multisc {name}`](#multisc-{name}) | {summary} |" for name, (_, summary) in COMMANDS.items()),
     ]
     for name, (module, _) in COMMANDS.items():
-        parser = argparse.ArgumentParser(
-            prog=f"multisc {name}", formatter_class=argparse.RawDescriptionHelpFormatter
-        )
+        parser = argparse.ArgumentParser(prog=f"multisc {name}", formatter_class=argparse.RawDescriptionHelpFormatter)
         importlib.import_module(module).configure(parser)
         parts += ["", f"## multisc {name}"]
         for each in _with_actions(parser):

@@ -188,8 +188,11 @@ def test_a_failure_in_the_receiver_is_not_silent(monkeypatch) -> None:
     def broken(self, samples):
         raise ZeroDivisionError("in the receiver")
 
-    monkeypatch.setattr("multisc.phy.receiver.BurstReceiver.push", broken)
-    before = threading.active_count()
+    monkeypatch.setattr("multisc.phy.receiver.BurstReceiver.follow_up", broken)
+    before = set(threading.enumerate())
     graph = run(Echo(mixed_streams()))
     assert isinstance(graph.faults.first, ZeroDivisionError)
-    assert threading.active_count() <= before
+    left = [thread for thread in threading.enumerate() if thread not in before]
+    for thread in left:
+        thread.join(30.0)
+    assert not any(thread.is_alive() for thread in left)

@@ -18,6 +18,7 @@ from multisc.phy.burst import BurstTransmitter, burst_uses
 from multisc.phy.config import PhyConfig
 from multisc.phy.grid import ResourceGrid, multiplex
 from multisc.phy.ofdm import grid_of, to_samples
+from multisc.phy.pipeline import ReceiverPipeline
 from multisc.phy.receiver import BurstReceiver, ReceivedBurst
 from multisc.phy.sequences import qpsk
 from multisc.phy.transport import ModulatedStream
@@ -162,7 +163,8 @@ class burst_receiver(gr.sync_block):
     what the receiver measured. Output ``status``: the measurements of each burst without its symbols, and what the
     receiver has counted, also when a detection had no right header behind it. Output ``constellation``: some of the
     equalised symbols of each burst, for the eye. At the tag ``end``, or a message at the input ``end``, everything
-    under way is handed on, then ``pdu.END`` is sent. Fastest behind an output buffer of ``BUFFER`` samples.
+    under way is handed on, then ``pdu.END`` is sent. Fastest behind an output buffer of ``BUFFER`` samples: the work
+    function only searches, two threads behind it do the rest.
 
     Args:
         config: the transmitter's numerology; the orthogonal mode is learned from each burst.
@@ -180,6 +182,8 @@ class burst_receiver(gr.sync_block):
         gr.sync_block.__init__(self, "multisc_burst_receiver", in_sig=[np.complex64], out_sig=None)
         self.faults = faults or Faults()
         self.receiver = receiver or BurstReceiver(config)
+        self._pipeline = ReceiverPipeline(self.receiver, self._take, self._fail)
+        self._failed = False  # in a thread of the pipeline
         self._assembler = Assembler()
         self.last_image: AssembledImage | None = None
         self._told = 0  # header failures
@@ -196,25 +200,32 @@ class burst_receiver(gr.sync_block):
 
     @guarded_work
     def work(self, input_items: list, output_items: list) -> int:
-        """Search, synchronise, demodulate."""
+        """Search for bursts."""
         samples = input_items[0]
         ends = self.get_tags_in_window(0, 0, samples.size, END_TAG)
-        for burst in self.receiver.push(samples):
-            self._take(burst)
-        if self.receiver.counters.header_failures > self._told:
-            self._tell({})
+        self._pipeline.push(samples)
         if ends:
             self._finish()
-        return samples.size
+        return -1 if self._failed else samples.size
 
     def _finish(self) -> None:
-        for burst in self.receiver.flush():
-            self._take(burst)
+        self._pipeline.flush()
+        self._pipeline.close()
         self._send(self._assembler.flush())
         for port in ("symbols", "grid", "status"):
             self.message_port_pub(pmt.intern(port), pdu.END)
 
-    def _take(self, burst: ReceivedBurst) -> None:
+    def _fail(self, error: Exception) -> None:
+        self._failed = True
+        self.faults.add(error, self.alias())
+
+    def _take(self, bursts: list[ReceivedBurst]) -> None:
+        for burst in bursts:
+            self._take_one(burst)
+        if self.receiver.counters.header_failures > self._told:
+            self._tell({})
+
+    def _take_one(self, burst: ReceivedBurst) -> None:
         if is_watched(self, "constellation"):
             message = pdu.pack({"image_id": burst.header.image_id}, _some_symbols(burst))
             self.message_port_pub(pmt.intern("constellation"), message)

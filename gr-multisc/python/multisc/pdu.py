@@ -6,8 +6,8 @@ says that no more will come, and travels through every block behind what was sen
 
 from __future__ import annotations
 
-import struct
-from collections.abc import Iterator, Sequence
+import ctypes
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -61,12 +61,14 @@ def is_end(message: pmt.pmt_base) -> bool:
 _END_KEY = pmt.intern("end")
 
 
-# Uniform vectors go through their serialised form, which takes a twentieth of the time of an element-wise copy:
-# tag of a uniform vector, tag of its type, number of items, one byte of padding; then the items, big endian.
-_VECTOR = struct.Struct(">BBIBB")
-_UNIFORM_VECTOR = 10
-_TYPES = {0: np.dtype(">u1"), 8: np.dtype(">f4"), 10: np.dtype(">c8")}
-_TAGS = {dtype.newbyteorder("="): tag for tag, dtype in _TYPES.items()}
+# The memory of a uniform vector is copied as it is: element by element it takes twenty to a hundred times as long.
+_address = ctypes.pythonapi.PyCapsule_GetPointer
+_address.restype, _address.argtypes = ctypes.c_void_p, (ctypes.py_object, ctypes.c_char_p)
+_MAKERS: dict[np.dtype, Callable[[int], Message]] = {
+    np.dtype(np.uint8): lambda size: pmt.make_u8vector(size, 0),
+    np.dtype(np.float32): lambda size: pmt.make_f32vector(size, 0.0),
+    np.dtype(np.complex64): lambda size: pmt.make_c32vector(size, 0.0),
+}
 
 
 def to_vector(array: NDArray) -> pmt.pmt_base:
@@ -75,11 +77,14 @@ def to_vector(array: NDArray) -> pmt.pmt_base:
     Raises:
         BadInputError: for an array of another type.
     """
-    tag = _TAGS.get(array.dtype)
-    if tag is None or array.ndim != 1:
+    if array.dtype not in _MAKERS or array.ndim != 1:
         raise BadInputError(f"{array.dtype} of shape {array.shape}: a vector is uint8, float32 or complex64")
-    head = _VECTOR.pack(_UNIFORM_VECTOR, tag, array.size, 1, 0)
-    return pmt.deserialize_str(head + array.astype(_TYPES[tag]).tobytes())
+    vector = _MAKERS[array.dtype](array.size)
+    if array.size:
+        items = np.ascontiguousarray(array)
+        memory = pmt.uniform_vector_writable_elements(vector, 0)
+        ctypes.memmove(_address(memory, None), items.ctypes.data, items.nbytes)
+    return vector
 
 
 def to_array(vector: pmt.pmt_base) -> NDArray:
@@ -88,12 +93,18 @@ def to_array(vector: pmt.pmt_base) -> NDArray:
     Raises:
         BadInputError: for another type.
     """
-    data = pmt.serialize_str(vector)
-    kind, tag, count, padding, _ = _VECTOR.unpack_from(data)
-    if kind != _UNIFORM_VECTOR or tag not in _TYPES:
+    if pmt.is_u8vector(vector):
+        items: NDArray = np.empty(pmt.length(vector), np.uint8)
+    elif pmt.is_f32vector(vector):
+        items = np.empty(pmt.length(vector), np.float32)
+    elif pmt.is_c32vector(vector):
+        items = np.empty(pmt.length(vector), np.complex64)
+    else:
         raise BadInputError("a PDU's vector must have u8, f32 or c32 items")
-    items = np.frombuffer(data, _TYPES[tag], count, offset=_VECTOR.size - 1 + padding)
-    return items.astype(_TYPES[tag].newbyteorder("="))
+    if items.size:
+        memory = pmt.uniform_vector_elements(vector, 0)
+        ctypes.memmove(items.ctypes.data, _address(memory, None), items.nbytes)
+    return items
 
 
 def pack(meta: dict[str, Any], vector: NDArray) -> pmt.pmt_base:

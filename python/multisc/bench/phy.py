@@ -24,7 +24,8 @@ from multisc.errors import BadInputError, MultiscError
 from multisc.phy.assembly import AssembledImage, Assembler
 from multisc.phy.burst import BurstTransmitter
 from multisc.phy.config import PhyConfig
-from multisc.phy.receiver import BurstReceiver
+from multisc.phy.pipeline import ReceiverPipeline
+from multisc.phy.receiver import BurstReceiver, ReceivedBurst
 from multisc.phy.transport import modulate
 from multisc.streams import Stream
 
@@ -129,18 +130,18 @@ def _heard(samples: NDArray[np.complex64], modulation: str) -> tuple[NDArray[np.
 
 
 def _receive(heard: NDArray[np.complex64], streams: list[Stream], copies: int) -> None:
-    """Receive on one thread and decode on another, as a flowgraph does."""
-    receiver, assembler = BurstReceiver(PhyConfig()), Assembler()
+    """Search, demodulate and decode on a thread each, as a flowgraph does."""
+    assembler = Assembler()
     used = heard[: heard.size if copies > 1 else heard.size // 2]
-    with ThreadPoolExecutor(1) as decoder:
-        images: list[Future[bool]] = []
+    images: list[Future[bool]] = []
 
-        def take(bursts: list[Any]) -> None:
-            images.extend(decoder.submit(_right, i, streams) for b in bursts for i in assembler.add(b))
+    def take(bursts: list[ReceivedBurst]) -> None:
+        images.extend(decoder.submit(_right, i, streams) for b in bursts for i in assembler.add(b))
 
+    with ThreadPoolExecutor(1) as decoder, ReceiverPipeline(BurstReceiver(PhyConfig()), take) as pipeline:
         for first in range(0, used.size, _PUSH):
-            take(receiver.push(used[first : first + _PUSH]))
-        take(receiver.flush())
+            pipeline.push(used[first : first + _PUSH])
+        pipeline.flush()
         good = sum(image.result() for image in images)
     if good < copies:
         raise MultiscError(f"only {good} of {copies} images were received without error")

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import sys
+from typing import NamedTuple
+
 import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
+_LEAST = 1 << 16  # samples there is always memory for
 LARGEST = 1e12  # a larger sample is taken for damage: its square would leave single precision's safe range
 
 
@@ -24,18 +28,33 @@ def _copy_clean(source, target, largest):  # type: ignore[no-untyped-def]
     return bad
 
 
+class _Window(NamedTuple):
+    data: NDArray[np.complex64]
+    base: int  # stream index of data[0]
+    used: int
+
+
 class SampleBuffer:
-    """Samples addressed by their index in the stream; old ones are released, those never received read as zero."""
+    """Samples addressed by their index in the stream; old ones are released, those never received read as zero.
+
+    One thread may append and others read: samples never move, so that a view stays as it is. When an array is full, what
+    is not released yet is copied to another one; arrays are used again when no view of them is left.
+    """
 
     def __init__(self) -> None:
-        self._data = np.zeros(1 << 16, np.complex64)
-        self._base = 0  # stream index of _data[0]
-        self._used = 0
+        self._window = _Window(np.empty(_LEAST, np.complex64), 0, 0)
+        self._kept = 0  # samples below this index are released
+        self._spare = np.empty(0, np.complex64)  # the array before
 
     @property
     def end(self) -> int:
         """Index behind the last sample."""
-        return self._base + self._used
+        return self._window.base + self._window.used
+
+    @property
+    def capacity(self) -> int:
+        """Samples there is memory for."""
+        return self._window.data.size + self._spare.size
 
     def append(self, samples: NDArray[np.complex64]) -> int:
         """Add samples.
@@ -47,33 +66,35 @@ class SampleBuffer:
             How many of them were bad and became zero.
         """
         samples = np.ascontiguousarray(samples, np.complex64)
-        if self._used + samples.size > self._data.size:
-            grown = np.zeros(max(2 * self._data.size, 2 * (self._used + samples.size)), np.complex64)
-            grown[: self._used] = self._data[: self._used]
-            self._data = grown
-        target = self._data[self._used : self._used + samples.size]
+        data, base, used = self._window
+        before = data
+        if used + samples.size > data.size:
+            drop = min(self._kept - base, used)
+            base, used = base + drop, used - drop
+            least = max(_LEAST, 2 * (used + samples.size))
+            # Two references: that of this object and that of the call itself.
+            free = self._spare.size if sys.getrefcount(self._spare) <= 2 else 0
+            data = self._spare if free >= least else np.empty(2 * least, np.complex64)
+            data[:used] = before[drop : drop + used]
+            self._spare = before
+        target = data[used : used + samples.size]
         bad = _copy_clean(samples.view(np.float32), target.view(np.float32), np.float32(LARGEST))
-        self._used += samples.size
+        self._window = _Window(data, base, used + samples.size)
         return int(bad)
 
     def view(self, start: int, count: int) -> NDArray[np.complex64]:
-        """The samples start to start + count - 1; zeros where none were received or they are released.
-
-        The result is valid until the next call of ``append`` or ``release``.
-        """
-        low, high = start - self._base, start - self._base + count
-        if low >= 0 and high <= self._used:
-            return self._data[low:high]
+        """The samples start to start + count - 1; zeros where none were received or they are released."""
+        data, base, used = self._window
+        first = max(self._kept - base, 0)
+        low, high = start - base, start - base + count
+        if low >= first and high <= used:
+            return data[low:high]
         out = np.zeros(count, np.complex64)
-        inside = self._data[max(low, 0) : max(min(high, self._used), 0)]
-        if inside.size:
-            out[max(-low, 0) : max(-low, 0) + inside.size] = inside
+        begin, end = max(low, first), min(high, used)
+        if begin < end:
+            out[begin - low : end - low] = data[begin:end]
         return out
 
     def release(self, index: int) -> None:
-        """Forget the samples below an index, when enough have gathered to make moving the rest worth while."""
-        drop = min(index - self._base, self._used)
-        if drop > max(self._used - drop, 1 << 15):
-            self._data[: self._used - drop] = self._data[drop : self._used]
-            self._used -= drop
-            self._base += drop
+        """Forget the samples below an index; views of them stay as they are."""
+        self._kept = max(self._kept, index)

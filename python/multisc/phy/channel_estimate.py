@@ -18,20 +18,30 @@ _SIGNIFICANCE = 4.0  # deviations of the noise that a change must exceed
 _PROFILE_FLOOR = 1e-3  # of the strongest delay: what a delay without power may still change by
 
 
-@njit(cache=True, nogil=True)
-def _project(basis, weight, raw):  # type: ignore[no-untyped-def]
+@njit(cache=True, nogil=True, error_model="numpy")
+def _project(basis, across, weight, raw):  # type: ignore[no-untyped-def]
     """Sum of the orthonormal rows of ``basis``, each times its weight and its share of ``raw``.
 
-    Too small a product for a threaded BLAS, whose order of summation may also differ from run to run.
+    Too small a product for a threaded BLAS, whose order of summation may also differ from run to run. Complex numbers
+    come as real and imaginary parts in turn; ``across`` is the basis (columns, 2, rows), real parts, then imaginary.
     """
-    out = np.zeros(raw.size, np.complex64)
-    for r in range(len(weight)):
-        share = 0.0j
-        for c in range(raw.size):
-            share += np.conj(basis[r, c]) * raw[c]
-        part = np.complex64(weight[r] * share)
-        for c in range(raw.size):
-            out[c] += part * basis[r, c]
+    rows, columns = weight.size, len(across)
+    share_real, share_imaginary = np.zeros(rows), np.zeros(rows)
+    for c in range(columns):
+        x, y = raw[2 * c], raw[2 * c + 1]
+        real, imaginary = across[c, 0], across[c, 1]
+        for r in range(rows):
+            share_real[r] += real[r] * x + imaginary[r] * y
+        for r in range(rows):
+            share_imaginary[r] += real[r] * y - imaginary[r] * x
+    out = np.zeros(2 * columns, np.float32)
+    for r in range(rows):
+        u, v = np.float32(weight[r] * share_real[r]), np.float32(weight[r] * share_imaginary[r])
+        row = basis[r]
+        for c in range(columns):
+            x, y = row[2 * c], row[2 * c + 1]
+            out[2 * c] += u * x - v * y
+            out[2 * c + 1] += u * y + v * x
     return out
 
 
@@ -62,7 +72,9 @@ class ChannelSmoother:
         basis, singular, _ = np.linalg.svd(response, full_matrices=False)
         values = singular**2
         keep = values > _EIGENVALUE_FLOOR * values[0]
-        self._basis = np.ascontiguousarray(basis[:, keep].T.astype(np.complex64))
+        rows = np.ascontiguousarray(basis[:, keep].T.astype(np.complex64))
+        self._basis = rows.view(np.float32)
+        self._across = np.ascontiguousarray(np.stack([rows.real.T, rows.imag.T], axis=1))
         self._values = values[keep]  # they sum to the number of subcarriers: mean power 1 per subcarrier
 
     def smooth(self, raw: NDArray[np.complex64], noise: float) -> NDArray[np.complex64]:
@@ -77,7 +89,8 @@ class ChannelSmoother:
         """
         power = float(np.mean(raw.real**2 + raw.imag**2)) - noise
         ratio = noise / max(power, 1e-3 * noise, 1e-30)
-        return _project(self._basis, self._values / (self._values + ratio), raw)
+        weight = self._values / (self._values + ratio)
+        return _project(self._basis, self._across, weight, raw.view(np.float32)).view(np.complex64)
 
 
 @lru_cache(maxsize=8)

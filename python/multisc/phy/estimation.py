@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from multisc.phy.channel_estimate import smoother_of, tracker_of
 from multisc.phy.config import PhyConfig
 from multisc.phy.drift import PRIOR, fit_line, track
-from multisc.phy.ofdm import PILOT_PERIOD, grid_of
+from multisc.phy.ofdm import grid_of
 from multisc.phy.phasor import phasors
 
 _NOISE_BLOCK = 8  # symbols whose pilots share a noise estimate
@@ -20,7 +20,12 @@ _LEAST_NOISE = 1e-12  # of the received power: a noiseless recording must not gi
 @njit(inline="always")
 def _start(phase, slope, carrier):  # type: ignore[no-untyped-def]
     angle = phase + slope * carrier
-    return np.float32(np.cos(angle)), np.float32(-np.sin(angle)), np.float32(np.cos(slope)), np.float32(-np.sin(slope))
+    return (
+        np.float32(np.cos(angle)),
+        np.float32(-np.sin(angle)),
+        np.float32(np.cos(slope)),
+        np.float32(-np.sin(slope)),
+    )
 
 
 @njit(inline="always")
@@ -71,8 +76,8 @@ def _invert(low, high, part, real, imaginary, gain):  # type: ignore[no-untyped-
 def _equalise(grid, channel, left, part, phase, slope, noise, columns, carriers, scramble, first, out, variance):  # type: ignore[no-untyped-def]
     """One-tap zero-forcing of the data subcarriers, drift and scrambler taken out.
 
-    The channel of symbol s lies between rows left[s] and left[s] + 1 of ``channel``, by part[s]. Complex arrays come as
-    interleaved real and imaginary parts, float32 (..., 2 * columns). Each loop is simple enough to become SIMD.
+    The channel of symbol s lies between rows left[s] and left[s] + 1 of ``channel``, by part[s]. Complex arrays come
+    as interleaved real and imaginary parts, float32 (..., 2 * columns). Each loop is simple enough to become SIMD.
     """
     symbols, occupied, data = len(grid), carriers.size, columns.shape[1]
     inverse_real, inverse_imaginary, gain = np.empty((3, occupied), np.float32)
@@ -114,6 +119,15 @@ def _equalise(grid, channel, left, part, phase, slope, noise, columns, carriers,
         level, weights, spread = noise[s], picked[row], variance[s]
         for d in range(data):
             spread[d] = level * weights[d]
+
+
+@njit(cache=True, nogil=True)
+def _pick(grid, columns, out):  # type: ignore[no-untyped-def]
+    """The values of symbols in the columns (PILOT_PERIOD, pilots) of their pilots."""
+    for s in range(len(out)):
+        places = columns[s % len(columns)]
+        for p in range(places.size):
+            out[s, p] = grid[s, places[p]]
 
 
 class BurstEstimator:
@@ -234,10 +248,10 @@ class BurstEstimator:
             low = np.take_along_axis(channel[left], columns, axis=1)
             high = np.take_along_axis(channel[left + 1], columns, axis=1)
             expected = low + part[:, None] * (high - low)
-        error = (heard - expected)[first:]
-        error = (error.real**2 + error.imag**2) / (1.0 - taken)
+        residual = (heard - expected)[first:]
+        error = (residual.real**2 + residual.imag**2) / (1.0 - taken)
         power = np.maximum(expected[first:].real ** 2 + expected[first:].imag ** 2, 1e-35)
-        mean = float(np.mean(error, dtype=np.float64))
+        mean = float(error.sum(dtype=np.float64)) / error.size
         evm = float(np.sqrt(mean / np.mean(power)))
         count = self._noise_count + error.size
         self._heard_noise = max((self._noise_count * self.noise + error.size * mean) / count, self._least)
@@ -250,13 +264,12 @@ class BurstEstimator:
         """The channel as heard at each pilot, and the pilots' signed subcarriers."""
         count = len(grid)
         received = np.empty((count, self._config.pilots), np.complex64)
-        for row, columns in enumerate(self._grid.pilot_columns):
-            received[row::PILOT_PERIOD] = grid[row::PILOT_PERIOD, columns]
+        _pick(grid, self._grid.pilot_columns, received)
         return received * np.conj(self._grid.pilots[:count]), self._grid.pilot_carriers[:count]
 
     def _at_pilots(self, channel: NDArray[np.complex64], count: int) -> NDArray[np.complex64]:
         """A channel that does not change, at the pilots of the first ``count`` symbols."""
-        return np.tile(channel[self._grid.pilot_columns], (-(-count // PILOT_PERIOD), 1))[:count]
+        return channel[self._grid.pilot_columns_of(0, count)]
 
     def _noise_profile(self, error: NDArray[np.float32]) -> NDArray[np.float32]:
         """Noise of each symbol: the pilots of its block, drawn towards the burst's mean."""
@@ -282,8 +295,8 @@ class BurstEstimator:
         variance = np.empty(symbols.shape, np.float32)
         received, reference, scramble, result = (_parts(a) for a in (grid, channel, self._grid.scramble, symbols))
         _equalise(
-            received, reference, left, part, phase, slope, noise, self._grid.data_columns, self._grid.carriers, scramble,
-            first, result, variance,
+            received, reference, left, part, phase, slope, noise, self._grid.data_columns, self._grid.carriers,
+            scramble, first, result, variance,
         )  # fmt: skip
         return symbols, variance
 
@@ -294,7 +307,7 @@ def _parts(values: NDArray[np.complex64]) -> NDArray[np.float32]:
 
 
 def _mean_power(values: NDArray[np.complex64]) -> float:
-    return float(np.mean(values.real**2 + values.imag**2, dtype=np.float64))
+    return float((values.real**2 + values.imag**2).sum(dtype=np.float64)) / values.size
 
 
 def _between(knots: NDArray[np.float64], times: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.float32]]:

@@ -199,6 +199,7 @@ def _integer_levels(bits: int) -> NDArray[np.int64]:
     return level
 
 
+@cache
 def _grid_scale(bits: int) -> np.float32:
     """Return the factor from received amplitude to the grid of odd integers; unit power over two dimensions."""
     return np.float32(np.sqrt(2.0 * np.mean(_integer_levels(bits) ** 2.0)))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,7 +20,7 @@ from multisc.phy.orthogonal import fits
 from multisc.phy.preamble import LONG_SYMBOLS, preamble_of
 from multisc.phy.sync import BACKOFF, DETECTION_BLOCK, Detection, Detector, FineTiming, Timing
 
-_PIECE = 1 << 16  # samples of a long push taken in at once, so that memory stays bounded
+PIECE = 1 << 16  # samples of a long push taken in at once, so that memory stays bounded
 MAX_OVERLAP = 4  # bursts that may be on the air at once; headers that claim more are refused
 
 
@@ -94,9 +95,23 @@ class IdealSync:
     cfo: float = 0.0
 
 
+class Searched(NamedTuple):
+    """What a search found.
+
+    Args:
+        detections: in order.
+        end: samples below this index have been searched.
+        final: whether the stream ends there.
+    """
+
+    detections: list[Detection]
+    end: int
+    final: bool = False
+
+
 @dataclass
-class _Opened:
-    """A burst on its way through the receiver."""
+class OpenBurst:
+    """A burst on its way through the receiver, of which more and more is known."""
 
     timing: Timing
     estimator: BurstEstimator
@@ -105,7 +120,10 @@ class _Opened:
     head: bytes = b""
     header: BurstHeader | None = None
     header_symbols: int = 0
-    grids: list[NDArray[np.complex64]] = field(default_factory=list)
+    description: NDArray[np.complex64] | None = None  # the description as it was sent
+    grid: NDArray[np.complex64] = field(default_factory=lambda: np.empty((0, 0), np.complex64))  # from symbol 0 on
+    here: int = 0  # payload symbols that arrived...
+    payload: NDArray[np.complex64] | None = None  # ...and their samples
 
 
 class BurstReceiver:
@@ -113,7 +131,8 @@ class BurstReceiver:
 
     What comes out depends on the samples alone, bit for bit, and not on how they are cut into pushes. Memory is
     bounded by the longest burst. Every detection is followed up on its own, so that neither a false one nor a burst
-    under another hides a burst. Not thread-safe.
+    under another hides a burst. ``push`` and ``flush`` are for one thread. They consist of three stages, ``search``,
+    ``follow_up`` and ``finish``, which may run in a thread each: see ``multisc.phy.pipeline``.
 
     Args:
         config: numerology; headers that claim more than ``max_payload_symbols`` are refused.
@@ -131,7 +150,7 @@ class BurstReceiver:
         self._buffer = SampleBuffer()
         self._searched = 0  # samples below this index have been searched for preambles
         self._pending: deque[Detection] = deque()
-        self._opened: _Opened | None = None
+        self._opened: OpenBurst | None = None
         self._ends: deque[int] = deque(maxlen=MAX_OVERLAP)  # of the latest bursts accepted
         self._ideal = ideal
         self._starts: Iterator[int] = iter(ideal.starts) if ideal else iter(())
@@ -146,11 +165,9 @@ class BurstReceiver:
         Returns:
             The bursts that are now complete, in the order of their beginning.
         """
-        self.counters.samples += samples.size
         bursts: list[ReceivedBurst] = []
-        for first in range(0, samples.size, _PIECE):
-            self.counters.bad_samples += self._buffer.append(samples[first : first + _PIECE])
-            bursts += self._advance(final=False)
+        for first in range(0, samples.size, PIECE):
+            bursts += map(self.finish, self.follow_up(self.search(samples[first : first + PIECE])))
         return bursts
 
     def flush(self) -> list[ReceivedBurst]:
@@ -158,48 +175,67 @@ class BurstReceiver:
 
         Samples pushed later begin a new stream; their indices go on counting.
         """
-        bursts = self._advance(final=True)
-        self._buffer.release(self._buffer.end)
-        self._searched = self._buffer.end
-        self._ends.clear()
-        return bursts
+        return list(map(self.finish, self.follow_up(self.search_end())))
 
-    def _advance(self, final: bool) -> list[ReceivedBurst]:
-        bursts: list[ReceivedBurst] = []
+    def search(self, samples: NDArray[np.complex64]) -> Searched:
+        """The first stage of ``push``: detection.
+
+        Args:
+            samples: complex64 of shape (n,), at most ``PIECE``.
+
+        Returns:
+            What is to be followed up.
+        """
+        self.counters.samples += samples.size
+        self.counters.bad_samples += self._buffer.append(samples)
+        need = DETECTION_BLOCK + self._detector.lookahead
+        return self._search(need)
+
+    def search_end(self) -> Searched:
+        """The first stage of ``flush``."""
+        found = self._search(1)
+        detections = [*found.detections, *self._detector.flush()]
+        self.counters.detections += len(detections) - len(found.detections)
+        self._searched = self._buffer.end
+        return Searched(detections, self._searched, final=True)
+
+    def _search(self, need: int) -> Searched:
+        """Search the blocks of which at least ``need`` samples are there."""
+        detections: list[Detection] = []
         if self._ideal is None:
-            need = DETECTION_BLOCK + self._detector.lookahead
-            while self._buffer.end - self._searched >= need or (final and self._searched < self._buffer.end):
-                block = self._buffer.view(self._searched, need)
-                self._add(self._detector.process(block, self._searched))
+            while self._buffer.end - self._searched >= need:
+                block = self._buffer.view(self._searched, DETECTION_BLOCK + self._detector.lookahead)
+                detections += self._detector.process(block, self._searched)
                 self._searched += DETECTION_BLOCK
-                bursts += self._follow_up(final=False)
-                self._release()
-            if final:
-                self._add(self._detector.flush())
         else:
             while self._next_start is not None and self._next_start < self._buffer.end:
-                self._add([Detection(self._next_start, self._ideal.cfo, 1.0)])
+                detections.append(Detection(self._next_start, self._ideal.cfo, 1.0))
                 self._next_start = next(self._starts, None)
             self._searched = self._buffer.end
-        bursts += self._follow_up(final)
-        self._release()
-        return bursts
-
-    def _add(self, detections: list[Detection]) -> None:
         self.counters.detections += len(detections)
-        self._pending.extend(detections)
+        return Searched(detections, self._searched)
 
-    def _release(self) -> None:
-        """Let go of samples that nothing can ask for any more."""
-        reach = self._fine.before + 2 * self._detector.lookahead
-        oldest = self._searched
+    def follow_up(self, searched: Searched) -> list[OpenBurst]:
+        """The second stage, for each search in turn: synchronisation and headers.
+
+        Returns:
+            The bursts that have arrived as far as they ever will, to be finished.
+        """
+        self._pending.extend(searched.detections)
+        bursts = self._follow_up(searched.final)
+        # Let go of samples that nothing can ask for any more.
+        oldest = searched.end
         if self._pending:
             oldest = min(oldest, self._pending[0].start)
-        self._buffer.release(oldest - reach)
+        self._buffer.release(oldest - self._fine.before - 2 * self._detector.lookahead)
+        if searched.final:
+            self._buffer.release(searched.end)
+            self._ends.clear()
+        return bursts
 
-    def _follow_up(self, final: bool) -> list[ReceivedBurst]:
+    def _follow_up(self, final: bool) -> list[OpenBurst]:
         """Take the detections in order as far as the samples reach."""
-        bursts: list[ReceivedBurst] = []
+        bursts: list[OpenBurst] = []
         while self._pending:
             try:
                 done, burst = self._step(self._pending[0], final)
@@ -215,11 +251,11 @@ class BurstReceiver:
                 bursts.append(burst)
         return bursts
 
-    def _step(self, detection: Detection, final: bool) -> tuple[bool, ReceivedBurst | None]:
+    def _step(self, detection: Detection, final: bool) -> tuple[bool, OpenBurst | None]:
         """Bring one detection forward.
 
         Returns:
-            Whether it is done with, and the burst if there is one.
+            Whether it is done with here, and the burst if there is one.
 
         Raises:
             HeaderError: when there is no right header.
@@ -253,18 +289,25 @@ class BurstReceiver:
         if here < wanted and not final:
             return False, None
         self.counters.truncated += here < wanted
-        return True, self._finish(opened, max(here, 0))
+        opened.here = max(here, 0)
+        if here > 0:
+            opened.payload = self._samples(opened, opened.header_symbols, here)
+        return True, opened
+
+    def _samples(self, opened: OpenBurst, first: int, count: int) -> NDArray[np.complex64]:
+        """The samples of symbols ``first`` to ``first + count - 1``, without the prefix of the first."""
+        step = self.config.symbol_samples
+        return self._buffer.view(opened.first_symbol + first * step, (count - 1) * step + self.config.fft_size)
 
     def _demodulate(
-        self, opened: _Opened, first: int, count: int, out: NDArray[np.complex64] | None = None
-    ) -> NDArray[np.complex64]:
-        """The grid of symbols ``first`` to ``first + count - 1``, in ``out`` if it is given."""
+        self, opened: OpenBurst, first: int, samples: NDArray[np.complex64], grid: NDArray[np.complex64]
+    ) -> None:
+        """Demodulate symbols from ``first`` on, as many as ``grid`` has rows."""
         step = self.config.symbol_samples
-        begin = opened.first_symbol + first * step
-        samples = self._buffer.view(begin, (count - 1) * step + self.config.fft_size)
-        return to_grid(samples, 0, count, step, opened.timing.seen_from(begin), self.config, out)
+        timing = opened.timing.seen_from(opened.first_symbol + first * step)
+        to_grid(samples, 0, len(grid), step, timing, self.config, grid)
 
-    def _open(self, detection: Detection) -> _Opened:
+    def _open(self, detection: Detection) -> OpenBurst:
         """Synchronise, estimate the channel, read the control part."""
         n = self.config.fft_size
         if self._ideal is not None:
@@ -278,26 +321,29 @@ class BurstReceiver:
             training = self._buffer.view(begin, LONG_SYMBOLS * n)
             received = to_grid(training, 0, LONG_SYMBOLS, n, timing.seen_from(begin), self.config)
             estimator = BurstEstimator(self.config, received, self._preamble.long)
-        opened = _Opened(timing, estimator, timing.start + self._preamble.length + self.config.cyclic_prefix)
-        grid = self._demodulate(opened, 0, self._codec.control_symbols)
-        opened.grids.append(grid)
+        opened = OpenBurst(timing, estimator, timing.start + self._preamble.length + self.config.cyclic_prefix)
+        grid = np.empty((self._codec.control_symbols, self.config.occupied), np.complex64)
+        self._demodulate(opened, 0, self._samples(opened, 0, len(grid)), grid)
+        opened.grid = grid
         opened.control, opened.head = self._codec.decode_control(*estimator.read_header(grid))
         return opened
 
-    def _read_header(self, opened: _Opened, symbols: int) -> None:
+    def _read_header(self, opened: OpenBurst, symbols: int) -> None:
         """Read the description; what is known by then of the header sharpens the channel, first its control part."""
         assert opened.control is not None
         first = self._codec.control_symbols
-        opened.estimator.learn(opened.grids[0], self._grid.fill(self._codec.control_sent(opened.head)), 0)
-        opened.grids.append(self._demodulate(opened, first, symbols - first))
-        grid = np.concatenate(opened.grids)
+        control = opened.grid
+        opened.estimator.learn(control, self._grid.fill(self._codec.control_sent(opened.head)), 0)
+        grid = np.empty((symbols, self.config.occupied), np.complex64)
+        grid[:first] = control
+        self._demodulate(opened, first, self._samples(opened, first, symbols - first), grid[first:])
         data, variance = opened.estimator.read_header(grid)
-        header, sent = self._codec.decode_description(opened.control, opened.head, data[first:], variance[first:])
-        opened.estimator.learn(opened.grids[1], self._grid.fill(sent, first), first)
-        opened.header, opened.header_symbols = header, symbols
-        opened.grids = [grid]
+        opened.header, opened.description = self._codec.decode_description(
+            opened.control, opened.head, data[first:], variance[first:]
+        )
+        opened.header_symbols, opened.grid = symbols, grid
 
-    def _accept(self, opened: _Opened) -> bool:
+    def _accept(self, opened: OpenBurst) -> bool:
         """Whether the header's claims stay within the receiver's limits.
 
         Raises:
@@ -316,17 +362,20 @@ class BurstReceiver:
         self._ends.append(start + self._preamble.length + samples)
         return True
 
-    def _finish(self, opened: _Opened, here: int) -> ReceivedBurst:
-        """Demodulate the first ``here`` payload symbols; the others were never received."""
-        header, estimator, first = opened.header, opened.estimator, opened.header_symbols
+    def finish(self, opened: OpenBurst) -> ReceivedBurst:
+        """The third stage, for each burst that ``follow_up`` returned, in any thread: the payload."""
+        header, estimator, first, here = opened.header, opened.estimator, opened.header_symbols, opened.here
         assert header is not None
+        assert opened.description is not None
+        control = self._codec.control_symbols
+        estimator.learn(opened.grid[control:], self._grid.fill(opened.description, control), control)
         missing = (header.payload_symbols - here, self.config.data_carriers)
         symbols, variance = np.zeros(missing, np.complex64), np.full(missing, np.inf, np.float32)
         evm = float("nan")
-        if here > 0:
+        if opened.payload is not None:
             grid = np.empty((first + here, self.config.occupied), np.complex64)
-            grid[:first] = opened.grids[0]
-            self._demodulate(opened, first, here, grid[first:])
+            grid[:first] = opened.grid
+            self._demodulate(opened, first, opened.payload, grid[first:])
             received, spread, evm = estimator.equalise(grid, first)
             symbols = np.concatenate([received, symbols]) if missing[0] else received
             variance = np.concatenate([spread, variance]) if missing[0] else spread

@@ -292,11 +292,103 @@ class Timing:
         return self.cfo, float(self.start - index), self.constant
 
 
+@njit(cache=True, nogil=True, error_model="numpy")
+def _prepare(samples, step, window, turn, turned):  # type: ignore[no-untyped-def]
+    """Samples in double precision, exp(j step i), and the samples so turned with their mean taken out."""
+    mean = 0.0j
+    for i in range(samples.size):
+        window[i] = samples[i]
+        mean += window[i]
+    mean /= samples.size
+    for i in range(samples.size):
+        turn[i] = complex(np.cos(step * i), np.sin(step * i))
+        turned[i] = (window[i] - mean) * turn[i]
+
+
 @njit(cache=True, nogil=True)
-def _turn(step, out):  # type: ignore[no-untyped-def]
-    """exp(j step i) for i = 0, 1 ..."""
-    for i in range(out.size):
-        out[i] = complex(np.cos(step * i), np.sin(step * i))
+def _first_path(response, lags, reach):  # type: ignore[no-untyped-def]
+    """The first of the delays up to ``reach`` before the strongest at which there is a path."""
+    strongest = 0
+    largest = -1.0
+    power = np.empty(lags)
+    for i in range(lags):
+        power[i] = response[i].real ** 2 + response[i].imag ** 2
+        if power[i] > largest:
+            strongest, largest = i, power[i]
+    path = max(0, strongest - reach)
+    while power[path] < _PATH_THRESHOLD * largest:
+        path += 1
+    return path
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def _correlation(one, two):  # type: ignore[no-untyped-def]
+    """Sum of conj(one) * two."""
+    total = 0.0j
+    for i in range(one.size):
+        total += np.conj(one[i]) * two[i]
+    return total
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def _constant(one, two, turns):  # type: ignore[no-untyped-def]
+    """A constant added to the samples: what the long symbols do not repeat, once turned by the carrier offset.
+
+    With an offset of whole subcarriers it cannot be told from the signal, but then disturbs one subcarrier only.
+    """
+    turn = complex(np.cos(2.0 * np.pi * turns), np.sin(2.0 * np.pi * turns))
+    seen = 0.0j
+    for i in range(one.size):
+        seen += two[i] - turn * one[i]
+    seen /= one.size
+    power = 0.0
+    for i in range(one.size):
+        apart = two[i] - turn * one[i] - seen
+        power += apart.real**2 + apart.imag**2
+    variance = power / one.size / one.size
+    significant = seen.real**2 + seen.imag**2 > _DC_SIGNIFICANCE * variance
+    return seen / (1.0 - turn) if significant else 0.0j
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def _average(one, two, mean):  # type: ignore[no-untyped-def]
+    """Mean of the long symbols, the turn between them taken out; returns the power of the noise on each."""
+    turn = _correlation(one, two)
+    turn /= max(abs(turn), 1e-30)
+    power = 0.0
+    for i in range(one.size):
+        apart = two[i] - turn * one[i]
+        power += apart.real**2 + apart.imag**2
+        mean[i] = 0.5 * (one[i] + np.conj(turn) * two[i])
+    return 0.5 * power / one.size
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def _window_shift(response, prefix, noise):  # type: ignore[no-untyped-def]
+    """Samples by which the window should begin later; see ``FineTiming``."""
+    power = np.empty(3 * prefix)  # delays -prefix to 2 prefix
+    for i in range(power.size):
+        value = response[i - prefix]  # from the end where negative
+        power[i] = value.real**2 + value.imag**2
+    least = max(_TAP_THRESHOLD * power.max(), _TAP_OVER_NOISE * noise)
+    reach = prefix + 2 * _TAP_WIDTH
+    inside = np.zeros(2 * prefix)  # energy of delays d to d + reach
+    most = 0.0
+    for d in range(inside.size):
+        for i in range(d, min(d + reach + 1, power.size)):
+            if power[i] >= least:
+                inside[d] += power[i]
+        most = max(most, inside[d])
+    if most == 0.0:
+        return 0
+    first = inside.size - 1
+    while inside[first] < most * (1.0 - 1e-9):
+        first -= 1
+    last = min(first + reach, power.size - 1)
+    while power[last] < least:
+        last -= 1
+    spread = max(0, last - first - 2 * _TAP_WIDTH)
+    return first + _TAP_WIDTH - prefix - min(BACKOFF, prefix - spread)
 
 
 class FineTiming:
@@ -332,28 +424,18 @@ class FineTiming:
         Returns:
             Timing in sample indices, with a carrier offset between -2.5 and 2.5 subcarriers.
         """
-        n = self._config.fft_size
+        n, prefix = self._config.fft_size, self._config.cyclic_prefix
         first = detection.start - _SEARCH - origin
-        window = samples[first : first + self._reach].astype(np.complex128)
-        turn = np.empty(window.size, np.complex128)
-        _turn(-2.0 * np.pi * detection.cfo / n, turn)
-        turned = (window - window.mean()) * turn
-        response = scipy.fft.ifft(scipy.fft.fft(turned, self._size) * self._reference)[: self._lags]
-        power = response.real**2 + response.imag**2
-        strongest = int(power.argmax())
-        earliest = max(0, strongest - self._config.cyclic_prefix)
-        near = power[earliest : strongest + 1]
-        path = earliest + int((near >= _PATH_THRESHOLD * power[strongest]).argmax())
-        cfo = detection.cfo + self._residual(turned, path)
-        constant = self._constant(window, path, cfo)
+        window, turn, turned = np.empty((3, self._reach), np.complex128)
+        _prepare(samples[first : first + self._reach], -2.0 * np.pi * detection.cfo / n, window, turn, turned)
+        response = scipy.fft.ifft(scipy.fft.fft(turned, self._size) * self._reference)
+        path = _first_path(response, self._lags, prefix)
+        residual = float(np.angle(_correlation(*self._long_symbols(turned, path)))) / (2.0 * np.pi)
+        constant = _constant(*self._long_symbols(window, path), detection.cfo + residual)
         turned = (window - constant) * turn
         path += self._shift(*self._long_symbols(turned, path))
-        cfo = detection.cfo + self._residual(turned, path)
-        return Timing(detection.start - _SEARCH + path - BACKOFF, cfo, constant)
-
-    def _residual(self, window: NDArray[np.complex128], path: int) -> float:
-        """What the carrier offset is still off by, in subcarriers, from the turn between the long symbols."""
-        return float(np.angle(np.vdot(*self._long_symbols(window, path)))) / (2.0 * np.pi)
+        residual = float(np.angle(np.vdot(*self._long_symbols(turned, path)))) / (2.0 * np.pi)
+        return Timing(detection.start - _SEARCH + path - BACKOFF, detection.cfo + residual, constant)
 
     def _long_symbols(self, window: NDArray, path: int) -> tuple[NDArray, NDArray]:
         """The two long symbols, for a first path at an index of the window."""
@@ -361,40 +443,13 @@ class FineTiming:
         first = max(0, path - BACKOFF + self._preamble.long_start)
         return window[first : first + n], window[first + n : first + 2 * n]
 
-    def _constant(self, window: NDArray[np.complex128], path: int, cfo: float) -> complex:
-        """A constant added to the samples: what the long symbols do not repeat, once turned by the carrier offset.
-
-        With an offset of whole subcarriers it cannot be told from the signal, but then disturbs one subcarrier only.
-        """
-        one, two = self._long_symbols(window, path)
-        turn = np.exp(2j * np.pi * cfo)
-        apart = two - turn * one
-        seen = apart.mean()
-        variance = float(np.mean(np.abs(apart - seen) ** 2)) / apart.size
-        return complex(seen / (1.0 - turn)) if abs(seen) ** 2 > _DC_SIGNIFICANCE * variance else 0.0
-
     def _shift(self, one: NDArray[np.complex128], two: NDArray[np.complex128]) -> int:
         """Samples by which the window should begin later, from the channel's impulse response.
 
         The window is laid so that the paths inside the prefix carry the most energy; among equals it begins with a
         path, less the backoff as far as the prefix has room for it.
         """
-        prefix = self._config.cyclic_prefix
-        turn = complex(np.vdot(one, two))
-        turn /= max(abs(turn), 1e-30)
-        noise = 0.5 * float(np.mean(np.abs(two - turn * one) ** 2))
-        mean = scipy.fft.fft(0.5 * (one + np.conj(turn) * two), norm="ortho") * self._impulse
-        response = scipy.fft.ifft(mean, norm="ortho")
-        power = response.real**2 + response.imag**2
-        power = np.concatenate([power[-prefix:], power[: 2 * prefix]])  # delays -prefix to 2 prefix
-        least = max(_TAP_THRESHOLD * float(power.max()), _TAP_OVER_NOISE * 0.5 * noise * self._impulse_noise)
-        power[power < least] = 0.0
-        reach = prefix + 2 * _TAP_WIDTH
-        inside = np.convolve(power, np.ones(reach + 1))[reach : reach + 2 * prefix]  # energy of delays d to d + reach
-        most = float(inside.max())
-        if most == 0.0:
-            return 0
-        first = 2 * prefix - 1 - int((inside[::-1] >= most * (1.0 - 1e-9)).argmax())
-        last = first + int(power[first : first + reach + 1].nonzero()[0][-1])
-        spread = max(0, last - first - 2 * _TAP_WIDTH)
-        return first + _TAP_WIDTH - prefix - min(BACKOFF, prefix - spread)
+        mean = np.empty_like(one)
+        noise = _average(one, two, mean)
+        response = scipy.fft.ifft(scipy.fft.fft(mean, norm="ortho") * self._impulse, norm="ortho")
+        return int(_window_shift(response, self._config.cyclic_prefix, 0.5 * noise * self._impulse_noise))

@@ -1,4 +1,4 @@
-"""The budget of a picture: its channel bandwidth ratio (CBR), channel uses over 3 H W (docs/reference/definitions.md)."""
+"""A picture's budget: its channel bandwidth ratio (CBR), channel uses over 3 H W (docs/reference/definitions.md)."""
 
 from __future__ import annotations
 

@@ -168,6 +168,7 @@ def test_a_child_that_hangs_is_killed():
 
 PROGRAM = textwrap.dedent("""
     import os, signal, sys, time
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)  # below nohup it is ignored
     from multisc.link.process import OwnInferenceProcess
     process = OwnInferenceProcess(preload=(), arguments=("--handler", "tests.support.handlers:Echo"))
     def main():
