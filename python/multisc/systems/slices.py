@@ -33,7 +33,7 @@ _SHRINK = 0.8  # from one size that is tried to the next
 _JSCC_RATIOS = (Fraction(1, 6), Fraction(1, 12), Fraction(1, 24))
 CODED_ERROR = 0.04  # of full scale, of a slice that arrived whole: what its quantiser or BPG cost
 UNKNOWN_ERROR = 0.15  # of one that did not, or whose pixels are estimated each by itself
-_JSCC_PSNR_DB = ((-10.0, -5.0, 0.0, 5.0, 10.0, 15.0), (20.0, 22.0, 24.5, 26.5, 28.0, 28.5))  # at ratio 1/24
+_JSCC_PSNR_DB = ((-10.0, -5.0, 0.0, 5.0, 10.0, 15.0), (18.0, 20.3, 23.3, 25.5, 27.0, 27.8))  # at ratio 1/24
 _WORST_QP = 38  # beyond it a smaller picture at a lower QP looks better
 
 
