@@ -10,6 +10,7 @@ import argparse
 import ast
 import importlib
 import os
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -48,6 +49,11 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
     for path, content in pages.items():
         files.append(File.generated(config, path, content=content))
     return files
+
+
+def on_page_markdown(markdown: str, **_: Any) -> str:
+    """Keep a value and its interval on one line."""
+    return markdown.replace(" ± ", "\u00a0±\u00a0")
 
 
 def _packages() -> list[str]:
@@ -101,8 +107,15 @@ def _command_line() -> str:
     parts = [
         "# Command line",
         "",
-        "These are the `--help` texts of the commands. Exit codes: 0 on success, also when the result is an outage;",
-        "2 on bad usage or bad input; 1 on any other failure; 130 after Ctrl-C; 141 when nothing reads the output.",
+        "These are the `--help` texts of the commands.",
+        "",
+        "| exit code | meaning |",
+        "|---|---|",
+        "| 0 | success, also when the result is an outage |",
+        "| 1 | any failure that is not below |",
+        "| 2 | bad usage or bad input |",
+        "| 130 | Ctrl-C |",
+        "| 141 | nothing reads the output |",
         "",
         "| command | what it does |",
         "|---|---|",
@@ -158,7 +171,8 @@ def _kind(parameter: dict[str, Any]) -> str:
 
 
 def _paragraphs(text: str) -> str:
-    return text.replace("<", "&lt;").strip()
+    """Return the description of a block, whose mentions of these pages become links."""
+    return re.sub(r"docs/(\S+/(\w+)\.md)", r"[\2](../\1)", text.replace("<", "&lt;").strip())
 
 
 def _cell(value: Any) -> str:
