@@ -17,14 +17,16 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
-from scipy.stats import t
 
 from multisc.channel import ChannelConfig
+from multisc.cli.arguments import option
+from multisc.evaluation import effnet
 from multisc.evaluation.descriptor import PARTS, describe
 from multisc.evaluation.metrics import psnr_db
 from multisc.evaluation.sweep import pass_through
 from multisc.images import load_image
 from multisc.phy.config import PhyConfig
+from multisc.phy.transport import channel_uses
 from multisc.phy.units import time_noise_variance
 from multisc.streams import ReceivedImage, ReceivedStream
 from multisc.systems.multi_sc import MultiSc
@@ -60,10 +62,14 @@ def vector(picture: NDArray[np.uint8]) -> NDArray[np.float64]:
     return np.concatenate(units) / np.sqrt(len(PARTS))
 
 
+JUDGES: dict[str, Callable[[NDArray[np.uint8]], NDArray]] = {"effnet_cosine": effnet.vector, "cosine": vector}
+
+
 def interval(values: NDArray[np.float64]) -> list[float]:
-    """The mean over pictures and its 95 % confidence interval (Student's t)."""
-    mean, half = values.mean(), t.ppf(0.975, len(values) - 1) * values.std(ddof=1) / np.sqrt(len(values))
-    return [round(float(x), 4) for x in (mean, mean - half, mean + half)]
+    """The mean over pictures and its 95 % confidence interval (bootstrap of the pictures, 10,000 draws)."""
+    draws = np.random.default_rng(0).integers(len(values), size=(10_000, len(values)))
+    low, high = np.quantile(values[draws].mean(1), (0.025, 0.975))
+    return [round(float(x), 4) for x in (values.mean(), low, high)]
 
 
 def sheet(sources: list[NDArray[np.uint8]], shown: dict[str, list[NDArray[np.uint8]]]) -> Image.Image:
@@ -86,61 +92,68 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=2, metavar="N", help="of the diffusion; default: %(default)s")
     parser.add_argument("--images", type=Path, default=KODAK, metavar="DIR")
     parser.add_argument("--models", default="embedded")
+    parser.add_argument("--set", action="append", default=[], type=option, metavar="NAME=VALUE", help="of the system")
     parser.add_argument("--out", type=Path, default=HERE, metavar="DIR")
     args = parser.parse_args()
+    options = dict(args.set)
     system, phy = MultiSc("multi-sc", 4, args.models), PhyConfig()
     paths = sorted(args.images.glob("*.png"))
     sources = [load_image(path) for path in paths]
-    received, captions = [], []
+    received, captions, ratios = [], [], []
     for number, source in enumerate(sources):
-        encoded = system.encode(source, {})
+        encoded = system.encode(source, options)
+        ratios.append(sum(map(channel_uses, encoded.streams)) / source.size)
         noise = time_noise_variance(args.snr, phy.amplitude)
         arrived = pass_through(encoded, system.name, phy, ChannelConfig(noise_variance=noise, seed=number)).received
         if arrived is None:
             raise SystemExit(f"{paths[number].name}: outage at {args.snr:g} dB")
         received.append(arrived)
         captions.append(encoded.preview["captions"])
-    wanted = np.stack([vector(source) for source in sources])
-    own: dict[str, NDArray[np.float64]] = {}
-    decibel: dict[str, NDArray[np.float64]] = {}
+    wanted = {name: np.stack([judge(source) for source in sources]) for name, judge in JUDGES.items()}
+    own: dict[str, dict[str, NDArray[np.float64]]] = {}
     report: dict[str, dict] = {}
     shown: dict[str, list[NDArray[np.uint8]]] = {}
     for name, change in VARIANTS.items():
-        cosines, nearest, psnr = [], [], []
+        alike: dict[str, list[NDArray]] = {judge: [] for judge in JUDGES}
+        psnr = []
         for seed in range(args.seeds):
             pictures = []
             for number, (arrived, source) in enumerate(zip(received, sources, strict=True)):
                 changed = change(arrived, received[(number + 1) % len(received)])
-                picture = system.decode(changed, {"seed": seed}).image
+                picture = system.decode(changed, {"seed": seed, **options}).image
                 if picture is None:
                     raise SystemExit(f"{paths[number].name}, {name}: nothing was decoded")
                 pictures.append(picture)
-                similar = wanted @ vector(picture)
-                cosines.append(similar)
-                nearest.append(int(similar.argmax()) == number)
+                for judge, look in JUDGES.items():
+                    alike[judge].append(wanted[judge] @ look(picture))
                 psnr.append(psnr_db(source, picture))
             shown.setdefault(name, pictures)
-        table = np.array(cosines).reshape(args.seeds, len(sources), len(sources))
-        own[name] = table.diagonal(axis1=1, axis2=2).mean(0)
-        others = (table.mean(0).sum(1) - own[name]) / (len(sources) - 1)
-        decibel[name] = np.array(psnr).reshape(args.seeds, -1).mean(0)
-        report[name] = {
-            "cosine": interval(own[name]),
-            "cosine_others": round(float(others.mean()), 4),
-            "retrieval_top1": round(float(np.mean(nearest)), 4),
-            "psnr_db": interval(decibel[name]),
-        }
+        tables = {judge: np.array(a).reshape(args.seeds, len(sources), len(sources)) for judge, a in alike.items()}
+        own[name] = {judge: table.diagonal(axis1=1, axis2=2).mean(0) for judge, table in tables.items()}
+        own[name]["psnr_db"] = np.array(psnr).reshape(args.seeds, -1).mean(0)
+        report[name] = {measure: interval(values) for measure, values in own[name].items()}
+        for judge, table in tables.items():
+            others = (table.mean(0).sum(1) - own[name][judge]) / (len(sources) - 1)
+            report[name][f"{judge}_others"] = round(float(others.mean()), 4)
+            nearest = table.argmax(2) == np.arange(len(sources))
+            report[name][f"retrieval_top1_by_{judge}"] = round(float(nearest.mean()), 4)
         if name != "as received":
-            report[name]["cosine_lost"] = interval(own["as received"] - own[name])
-            report[name]["psnr_lost_db"] = interval(decibel["as received"] - decibel[name])
-            report[name]["images_worse"] = int((own["as received"] > own[name]).sum())
+            for measure, values in own[name].items():
+                lost = own["as received"][measure] - values
+                report[name][f"{measure}_lost"] = interval(lost)
+                report[name][f"images_worse_by_{measure}"] = int((lost > 0).sum())
         print(f"{name}: {report[name]}", flush=True)
     document = {
         "snr_db": args.snr,
+        "options": options,
+        "cbr": round(float(np.mean(ratios)), 5),
         "seeds": args.seeds,
         "images": [path.stem for path in paths],
         "variants": report,
-        "cosine_by_image": {name: [round(float(v), 4) for v in values] for name, values in own.items()},
+        "by_image": {
+            name: {measure: [round(float(v), 4) for v in values] for measure, values in measures.items()}
+            for name, measures in own.items()
+        },
         "captions_sent": captions,
     }
     args.out.mkdir(parents=True, exist_ok=True)

@@ -75,10 +75,10 @@ def test_multi_sc_end_to_end_with_its_own_inference_process(photo: Path, tmp_pat
     assert result["system"] == "multi-sc"
     assert not result["outage"]
     assert [s["name"] for s in result["streams"]] == ["slice", "text-tl", "text-tr", "text-bl", "text-br"]
-    assert all(s["bit_errors"] == 0 for s in result["streams"])
+    assert [s["bit_errors"] for s in result["streams"]] == [None, 0, 0, 0, 0]  # the slice is analog
     assert len(result["text"]["sent"]) == 4
     assert result["text"]["received"] == result["text"]["sent"]
-    assert result["metrics"]["slice_psnr_db"] > 30
+    assert result["metrics"]["slice_psnr_db"] > 27
     assert result["channel"]["snr_measured_db"] == pytest.approx(20, abs=0.1)
     assert result["channel_uses"] == sum(s["symbols"] for s in result["streams"])
     assert result["cbr"] == pytest.approx(result["channel_uses"] / (3 * 451 * 300))

@@ -26,8 +26,7 @@ from transformers import (
     SiglipVisionConfig,
 )
 
-from multisc.training.diffusion import train_tokenizer
-from multisc.training.tokenizers import qwen2_tokenizer
+from multisc.training.tokenizers import qwen2_tokenizer, train_clip_tokenizer
 from tests.support.hub_blip import blip, blip2
 from tests.support.hub_files import rename_shards, rename_weights, write_json, write_slow_tokenizer
 from tests.support.hub_llava_7b import llava_7b
@@ -142,7 +141,7 @@ def bart(directory: Path) -> Path:
 def stable_diffusion(directory: Path) -> UNet2DConditionModel:
     """stable-diffusion-v1-5: a tokenizer of vocab.json and merges.txt, older names, unwanted variants."""
     torch.manual_seed(0)
-    tokenizer = train_tokenizer(SENTENCES, 300)
+    tokenizer = train_clip_tokenizer(SENTENCES, 300, 77)
     text = CLIPTextConfig(
         vocab_size=len(tokenizer),
         hidden_size=16,

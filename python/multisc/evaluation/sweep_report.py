@@ -15,6 +15,7 @@ SHOWN = {
     "psnr_db": "PSNR (dB)",
     "ms_ssim": "MS-SSIM",
     "cosine": "cosine similarity",
+    "effnet_cosine": "EfficientNet cosine",
     "bleu": "BLEU of the text",
 }
 

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from diffusers import DDIMScheduler, StableDiffusionImg2ImgPipeline, StableDiffusionPipeline
+from diffusers import DDIMScheduler, StableDiffusionPipeline
 from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
@@ -19,9 +20,11 @@ from transformers.models.clip.image_processing_pil_clip import CLIPImageProcesso
 from multisc.codecs.pixels import Box
 from multisc.errors import BadInputError, ModelError
 from multisc.models.checkpoint import check_directory, check_memory, enough_memory, explained, find
+from multisc.models.known import KnownRegion, is_told, keep_known_region, told
 from multisc.models.placement import paste, scale_box
 from multisc.models.profile import precision
-from multisc.models.prompts import encode_prompts, prompts_of
+from multisc.models.prompts import BLOCKS, encode_prompts, prompts_of
+from multisc.models.regions import regional_attention
 
 # The layout of h94/IP-Adapter.
 ADAPTER_FOLDER = "models"
@@ -43,6 +46,10 @@ GUIDANCE_AROUND_SLICE = 6.0
 # border, drawn outward: what is left of it in the noise gives the surroundings their colours.
 STRENGTH = 0.55
 
+# Deviation of the error of a slice's latents for each unit of its pixels' root mean square error, of full scale. An
+# estimate: latents have about unit deviation, photographs a third of full scale. It matters to a told UNet alone.
+NOISE_OF_ERROR = 3.0
+
 MAX_BATCH = 8  # pictures denoised at once, which bounds the memory
 
 
@@ -56,6 +63,7 @@ class GenerationRequest:
         box: where it belongs, (x, y, width, height) in pixels of the full picture; None without a slice.
         size: (width, height) of the full picture in pixels.
         seed: of the noise.
+        error: expected root mean square of the slice's error, of full scale; 0 to 1.
 
     Raises:
         BadInputError: for values that contradict each other or their range.
@@ -66,6 +74,7 @@ class GenerationRequest:
     box: Box | None
     size: tuple[int, int]
     seed: int = 0
+    error: float = 0.0
 
     def __post_init__(self) -> None:
         subject, size = self.subject, self.size
@@ -73,6 +82,8 @@ class GenerationRequest:
             raise BadInputError(f"{len(self.captions)} captions: must be 4 (one a block), 1 or none")
         if min(size) < 1:
             raise BadInputError(f"picture size {size[0]}x{size[1]}: must be at least 1x1")
+        if not 0.0 <= self.error <= 1.0:
+            raise BadInputError(f"error of the subject's slice {self.error}: must be 0 to 1")
         if (subject is None) != (self.box is None):
             raise BadInputError("the subject's slice and its box must be given together")
         if subject is not None and (subject.ndim != 3 or subject.shape[2] != 3 or not subject.size):
@@ -85,41 +96,6 @@ class GenerationRequest:
                 raise BadInputError(f"subject box {self.box}: must lie inside the picture of {size[0]}x{size[1]}")
 
 
-@dataclass(frozen=True)
-class KnownRegion:
-    """Received slices in their places.
-
-    Args:
-        canvases: the working pictures; around the slice its border goes on to the edges.
-        latents: of the canvases, (pictures, C, h, w).
-        mask: which latents are the slices' and stay, bool (pictures, 1, h, w).
-    """
-
-    canvases: list[Image.Image]
-    latents: Tensor
-    mask: Tensor
-
-
-class _PromptEach:
-    """Pipelines in which each picture of a batch has an image prompt of its own.
-
-    Theirs would have every picture attend to the image prompts of the whole batch.
-    """
-
-    def prepare_ip_adapter_image_embeds(
-        self, ip_adapter_image: None, ip_adapter_image_embeds: list[Tensor], *_: Any
-    ) -> list[Tensor]:
-        return ip_adapter_image_embeds
-
-
-class _TextToImage(_PromptEach, StableDiffusionPipeline):
-    pass
-
-
-class _ImageToImage(_PromptEach, StableDiffusionImg2ImgPipeline):
-    pass
-
-
 class Generator:
     """Generates pictures. Made by ``Generator.load``.
 
@@ -128,17 +104,12 @@ class Generator:
     """
 
     def __init__(self, pipeline: StableDiffusionPipeline) -> None:
-        self._pipeline = _TextToImage(**pipeline.components, requires_safety_checker=False)
-        self._outward = _ImageToImage(**pipeline.components, requires_safety_checker=False)
+        self._pipeline = pipeline
         # One-step solvers alone let the known region be put back between steps. Predictions are clipped where the
-        # checkpoint gives a range for latents; the default range is meant for pixels. Set here, because the
-        # pipelines' constructors switch the clipping off.
+        # checkpoint gives a range for latents; the default range is meant for pixels.
         config = pipeline.scheduler.config
         bounded = config.get("clip_sample_range", 1.0) > 1.0
-        scheduler = DDIMScheduler.from_config(config, clip_sample=bounded)
-        for made in (self._pipeline, self._outward):
-            made.scheduler = scheduler
-            made.set_progress_bar_config(disable=True)
+        self._scheduler = DDIMScheduler.from_config(config, clip_sample=bounded)
 
     @classmethod
     def load(cls, stable_diffusion: str | Path, ip_adapter: str | Path, device: str = "cpu") -> Generator:
@@ -183,12 +154,13 @@ class Generator:
         steps: int = 25,
         guidance: float | None = None,
         paste_subject: bool = True,
+        regional: bool = True,
     ) -> NDArray[np.uint8]:
         """Generate a picture. On the CPU the same arguments give the same picture, bit for bit.
 
         Args:
             captions, subject, box, size, seed: see ``GenerationRequest``.
-            ip_scale, steps, guidance, paste_subject: see ``generate_all``.
+            ip_scale, steps, guidance, paste_subject, regional: see ``generate_all``.
 
         Returns:
             uint8 (height, width, 3).
@@ -197,7 +169,7 @@ class Generator:
             BadInputError: for an argument outside its range.
         """
         order = GenerationRequest(captions, subject, box, size, seed)
-        return self.generate_all([order], ip_scale, steps, guidance, paste_subject)[0]
+        return self.generate_all([order], ip_scale, steps, guidance, paste_subject, regional)[0]
 
     def generate_all(
         self,
@@ -206,6 +178,7 @@ class Generator:
         steps: int = 25,
         guidance: float | None = None,
         paste_subject: bool = True,
+        regional: bool = True,
     ) -> list[NDArray[np.uint8]]:
         """Generate pictures, those of one working size at once; each is what ``generate`` makes, but for rounding.
 
@@ -218,6 +191,7 @@ class Generator:
             steps: denoising steps, 1 to 1000.
             guidance: classifier-free guidance; 1 is none, None for what suits a picture with or without a slice.
             paste_subject: whether the received pixels replace the generated ones inside the box, with a soft seam.
+            regional: whether each quarter of the picture attends to the caption of its own block before the others.
 
         Returns:
             uint8 (height, width, 3), one for each order.
@@ -234,7 +208,8 @@ class Generator:
         for alike in kinds.values():
             for start in range(0, len(alike), MAX_BATCH):
                 chosen = alike[start : start + MAX_BATCH]
-                made = self._generate_alike([orders[i] for i in chosen], ip_scale, steps, guidance, paste_subject)
+                alike_orders = [orders[i] for i in chosen]
+                made = self._generate_alike(alike_orders, ip_scale, steps, guidance, paste_subject, regional)
                 pictures |= zip(chosen, made, strict=True)
         return [pictures[index] for index in range(len(orders))]
 
@@ -279,7 +254,7 @@ class Generator:
         height, width = self.working_size(size)
         known = None
         if sketch is not None:
-            start = self._known([(sketch, (0, 0, width, height))], (width, height))
+            start = self._known([(sketch, (0, 0, width, height), 0.0)], (width, height))
             known = replace(start, mask=torch.zeros_like(start.mask))
         return _enlarge(self._denoise(condition, known, (height, width), [seed], steps, guidance)[0], size)
 
@@ -301,19 +276,21 @@ class Generator:
         steps: int,
         guidance: float | None,
         paste_subject: bool,
+        regional: bool,
     ) -> list[NDArray[np.uint8]]:
         """Generate pictures of one working size, all with a slice or all without, in one batch."""
         height, width = self.working_size(orders[0].size)
-        slices = [(o.subject, o.box, o.size) for o in orders if o.subject is not None and o.box is not None]
+        slices = [(o.subject, o.box, o) for o in orders if o.subject is not None and o.box is not None]
         known = None
         if slices:
-            placed = [(subject, scale_box(box, size, (width, height))) for subject, box, size in slices]
+            placed = [(subject, scale_box(box, o.size, (width, height)), o.error) for subject, box, o in slices]
             known = self._known(placed, (width, height))
         if guidance is None:
             guidance = GUIDANCE_AROUND_SLICE if slices else GUIDANCE
         condition = self._condition(orders, ip_scale)
         seeds = [order.seed for order in orders]
-        drawn = self._denoise(condition, known, (height, width), seeds, steps, guidance)
+        regional = regional and len(prompts_of(orders[0].captions)) == BLOCKS
+        drawn = self._denoise(condition, known, (height, width), seeds, steps, guidance, regional)
         pictures = [_enlarge(picture, order.size) for picture, order in zip(drawn, orders, strict=True)]
         if slices and paste_subject:
             pictures = [
@@ -348,12 +325,12 @@ class Generator:
         return {"text": text[: len(orders)], "no_text": text[len(orders) :], "image": image}
 
     @torch.inference_mode()
-    def _known(self, slices: list[tuple[NDArray[np.uint8], Box]], size: tuple[int, int]) -> KnownRegion:
+    def _known(self, slices: list[tuple[NDArray[np.uint8], Box, float]], size: tuple[int, int]) -> KnownRegion:
         """Place each slice on a canvas of ``size`` = (width, height) and encode it."""
         pipeline, (width, height) = self._pipeline, size
         cell = pipeline.vae_scale_factor
         canvases, masks = [], []
-        for subject, (x, y, w, h) in slices:
+        for subject, (x, y, w, h), _ in slices:
             small = np.asarray(Image.fromarray(subject).resize((w, h), Image.Resampling.LANCZOS))
             canvases.append(np.pad(small, ((y, height - y - h), (x, width - x - w), (0, 0)), mode="edge"))
             inside = np.zeros((height, width), np.float32)
@@ -363,11 +340,8 @@ class Generator:
         pixels = torch.from_numpy(np.stack(canvases).transpose(0, 3, 1, 2).astype(np.float32) / 127.5 - 1.0)
         pixels = pixels.to(pipeline.device, pipeline.vae.dtype)
         latents = pipeline.vae.encode(pixels).latent_dist.mean * pipeline.vae.config.scaling_factor
-        return KnownRegion(
-            [Image.fromarray(canvas) for canvas in canvases],
-            latents,
-            torch.from_numpy(np.stack(masks)).to(pipeline.device),
-        )
+        noise = torch.tensor([NOISE_OF_ERROR * error for _, _, error in slices])
+        return KnownRegion(latents, torch.from_numpy(np.stack(masks)).to(pipeline.device), noise.to(pipeline.device))
 
     @torch.inference_mode()
     def _denoise(
@@ -378,34 +352,42 @@ class Generator:
         seeds: list[int],
         steps: int,
         guidance: float,
+        regional: bool = False,
     ) -> NDArray[np.uint8]:
-        pipeline, (height, width) = self._pipeline, size
+        pipeline, scheduler, cell = self._pipeline, self._scheduler, self._pipeline.vae_scale_factor
         # Drawn on the CPU, so that the device does not change the picture more than its rounding does; and by a
         # generator for each picture, so that the others of its batch do not.
         random = [torch.Generator("cpu").manual_seed(seed) for seed in seeds]
-        image = condition["image"][:, None]
-        common = {
-            "prompt_embeds": condition["text"],
-            "negative_prompt_embeds": condition["no_text"],
-            "ip_adapter_image_embeds": [torch.cat([torch.zeros_like(image), image]) if guidance > 1.0 else image],
-            "guidance_scale": guidance,
-            "eta": ETA,
-            "generator": random,
-            "output_type": "np",
-        }
-        if known is None:
-            result = pipeline(height=height, width=width, num_inference_steps=steps, **common)
-        else:
-            shape = known.latents.shape[1:]
-            noise = torch.stack([torch.randn(shape, generator=own) for own in random]).to(known.latents)
-            result = self._outward(
-                image=known.canvases,
-                strength=STRENGTH,
-                num_inference_steps=math.ceil(steps / STRENGTH),
-                callback_on_step_end=_keep_known_region(known, noise),
-                **common,
-            )
-        return (result.images * 255).round().astype(np.uint8)
+        shape = (pipeline.vae.config.latent_channels, size[0] // cell, size[1] // cell)
+        noise = torch.stack([torch.randn(shape, generator=own) for own in random])
+        noise = noise.to(pipeline.device, pipeline.unet.dtype)
+        # Starting from what is known serves a UNet that is not told of it; its own mask says that nothing stays.
+        outward = known is not None and not (is_told(pipeline.unet) and known.mask.any())
+        scheduler.set_timesteps(math.ceil(steps / STRENGTH) if outward else steps, device=pipeline.device)
+        times = scheduler.timesteps[-steps:]
+        latents = noise * scheduler.init_noise_sigma
+        if outward and known is not None:
+            latents = scheduler.add_noise(known.latents, noise, times[:1])
+        text, image = condition["text"], condition["image"][:, None]
+        if guidance > 1.0:
+            text, image = torch.cat([condition["no_text"], text]), torch.cat([torch.zeros_like(image), image])
+        regions = regional_attention(pipeline.unet, shape[1:]) if regional else nullcontext()
+        with regions:
+            for number, time in enumerate(times):
+                given = told(pipeline.unet, scheduler.scale_model_input(latents, time), known)
+                repeated = given.repeat(len(text) // len(given), 1, 1, 1)
+                prompts = {"image_embeds": [image]}
+                predicted = pipeline.unet(repeated, time, text, added_cond_kwargs=prompts).sample
+                if guidance > 1.0:
+                    without, predicted = predicted.chunk(2)
+                    predicted = without + guidance * (predicted - without)
+                latents = scheduler.step(predicted, time, latents, ETA, generator=random).prev_sample
+                if known is not None:
+                    later = times[number + 1] if number + 1 < len(times) else -1
+                    latents = keep_known_region(known, scheduler, latents, later, noise)
+        pictures = pipeline.vae.decode(latents / pipeline.vae.config.scaling_factor).sample
+        pictures = (pictures.float() / 2 + 0.5).clamp(0, 1).permute(0, 2, 3, 1).cpu().numpy()
+        return (pictures * 255).round().astype(np.uint8)
 
 
 def load_pipeline(stable_diffusion: str | Path, device: str = "cpu") -> StableDiffusionPipeline:
@@ -444,18 +426,6 @@ def load_pipeline(stable_diffusion: str | Path, device: str = "cpu") -> StableDi
             f"model {base.name}: its text encoder gives {text_width} values a token, its UNet takes {unet_width}"
         )
     return pipeline
-
-
-def _keep_known_region(known: KnownRegion, noise: Tensor) -> Callable[..., dict[str, Tensor]]:
-    """Make the callback that puts the known latents, as noisy as the step is, back into their place."""
-    latents, mask = known.latents, known.mask
-
-    def put_back(pipeline: StableDiffusionPipeline, _step: int, time: Tensor, state: dict) -> dict[str, Tensor]:
-        later = pipeline.scheduler.timesteps[pipeline.scheduler.timesteps < time]
-        here = pipeline.scheduler.add_noise(latents, noise, later[:1]) if len(later) else latents
-        return {"latents": torch.where(mask, here.to(state["latents"].dtype), state["latents"])}
-
-    return put_back
 
 
 def _check(ip_scale: float, steps: int) -> None:

@@ -30,8 +30,10 @@ PARTS = (
     "blip",
     "blip2",
     "deep-jscc",
+    "slice-denoiser",
     "vlf-projection",
 )
+OWN = "slice-denoiser"  # knows photographs and no other part: where a profile has none, the embedded one serves
 WEIGHTS = "model.safetensors"  # of a checkpoint that was converted
 TEXT_FILES = ("*.json", "*.txt", "*.jinja", "*.model")  # configuration, tokenizer, processor
 
@@ -282,6 +284,8 @@ class Profile:
         Raises:
             ModelError: when the profile has no such part, or it was not fetched yet and must be converted first.
         """
+        if part not in self.sources and part == OWN:
+            return str(EMBEDDED_DIRECTORY / OWN)
         if part not in self.sources:
             own = (
                 str(trained_directory(self.name) / part) if self.name in CATALOGUE else "a subdirectory of that name"

@@ -21,6 +21,7 @@ LOADERS = {
     "blip": ("multisc.models.blip:BlipCaptioner", ("blip",)),
     "blip2": ("multisc.models.blip2:Blip2", ("blip2",)),
     "deep-jscc": ("multisc.models.jscc:Jscc", ("deep-jscc",)),
+    "slice-denoiser": ("multisc.models.slice_denoiser:SliceDenoiser", ("slice-denoiser",)),
 }
 
 

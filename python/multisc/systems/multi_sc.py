@@ -25,6 +25,7 @@ from multisc.models.corrector import Corrector
 from multisc.models.generator import MAX_BATCH, GenerationRequest, Generator
 from multisc.models.profile import load_profile
 from multisc.models.segmenter import Segmenter
+from multisc.models.slice_denoiser import SliceDenoiser
 from multisc.phy.transport import channel_uses
 from multisc.streams import DIGITAL_MODULATIONS, Encoded, ReceivedImage, Reconstruction, Stream
 from multisc.systems import budget, slices
@@ -43,7 +44,8 @@ class MultiScOptions:
         cbr: channel bandwidth ratio of slice and captions together, such as "1/48"; the slice takes what the captions
             leave. Empty for no such limit: then the slice has 64 pixels on its longer side, or, as BPG or by JSCC,
             as many channel uses as the quantised pixels of such a slice.
-        slice_codec: one of ``SLICE_CODECS``.
+        slice_codec: one of ``SLICE_CODECS``, or empty for "jscc", which serves best; then a slice that is too thin
+            for it, that has a ``slice_code``, or whose models lack deep JSCC, travels as "pixels", as in the paper.
         slice_size: limit of the slice's longer side in pixels, 8 to 1024; 0 for none but what ``cbr`` sets.
         slice_bits: bits per colour sample of quantised pixels, 1 to 8.
         slice_modulation, text_modulation: digital modulation of the streams; JSCC has none.
@@ -54,6 +56,7 @@ class MultiScOptions:
         text_dimensions: coefficients per token, d of the projection, 1 to 255; 0 for what suits the model's table.
         text_bits: bits per coefficient, 1 to 8. Only the mode ``embedding`` leaves a choice of the two.
         ip_scale: weight lambda of the image prompt (eq. 10), 0 to 2.
+        regional: whether each quarter of the picture attends to the caption of its own block before the others.
         steps: denoising steps, 1 to 200.
         candidates: pictures that the receiver generates, 1 to 64; it shows the one of which the captioner would most
             likely say what the received captions say.
@@ -67,7 +70,7 @@ class MultiScOptions:
     """
 
     cbr: str = ""
-    slice_codec: str = "pixels"
+    slice_codec: str = ""
     slice_size: int = 0
     slice_bits: int = 6
     slice_modulation: str = "qpsk"
@@ -78,6 +81,7 @@ class MultiScOptions:
     text_modulation: str = "qpsk"
     text_code: str = "none"
     ip_scale: float = 1.0
+    regional: bool = True
     steps: int = 20
     candidates: int = 1
     seed: int = 0
@@ -87,7 +91,7 @@ class MultiScOptions:
     def __post_init__(self) -> None:
         if self.cbr:
             budget.parse_cbr(self.cbr)
-        if self.slice_codec not in SLICE_CODECS:
+        if self.slice_codec and self.slice_codec not in SLICE_CODECS:
             raise BadInputError(f"option slice_codec is {self.slice_codec}: must be one of {', '.join(SLICE_CODECS)}")
         if self.slice_size and not slices.MIN_SIDE <= self.slice_size <= slices.MAX_SIDE:
             limits = f"0 or {slices.MIN_SIDE} to {slices.MAX_SIDE}"
@@ -163,11 +167,15 @@ class _Arrived:
 
     side_info: SideInfo
     readings: list[Reading]
-    piece: NDArray[np.uint8] | None
+    received: slices.ReceivedSlice | None
 
     @property
     def texts(self) -> list[str]:
         return [reading.text for reading in self.readings]
+
+    @property
+    def piece(self) -> NDArray[np.uint8] | None:
+        return self.received.piece if self.received else None
 
     @property
     def size(self) -> tuple[int, int]:
@@ -175,8 +183,10 @@ class _Arrived:
 
     def order(self, captions: Sequence[str], seed: int) -> GenerationRequest:
         """What the generator is to make of it, once the captions are corrected."""
+        if self.received is None:
+            return GenerationRequest(captions, None, None, self.size, seed)
         return GenerationRequest(
-            captions, self.piece, self.side_info.box if self.piece is not None else None, self.size, seed
+            captions, self.received.piece, self.side_info.box, self.size, seed, self.received.error
         )
 
 
@@ -240,7 +250,7 @@ class MultiSc:
             Stream(name, channel.coefficients(ids), chosen.text_modulation, chosen.text_code, quantiser)
             for name, ids in zip(BLOCK_NAMES[self._blocks], captions, strict=True)
         ]
-        coded = self._encode_slice(image, subject.box, chosen, sum(map(channel_uses, texts)))
+        codec, coded = self._encode_slice(image, subject.box, chosen, sum(map(channel_uses, texts)))
         piece = coded.piece
         side_info = SideInfo(
             width,
@@ -248,7 +258,7 @@ class MultiSc:
             subject.box,
             piece.shape[1],
             piece.shape[0],
-            chosen.slice_codec,
+            codec,
             self._blocks,
             chosen.text_mode,
             channel.book.dimensions,
@@ -288,12 +298,12 @@ class MultiSc:
             channel.read(streams[name].data) if name in streams else Reading.lost()
             for name in BLOCK_NAMES[side_info.blocks]
         ]
-        piece = None
+        found = None
         if slices.STREAM in streams:
             size = (side_info.slice_width, side_info.slice_height)
             sent_as = replace(chosen, slice_codec=side_info.slice_codec, expected_db=side_info.expected_db)
-            piece = self._slice_codec(sent_as).decode(streams[slices.STREAM], size)
-        return _Arrived(side_info, readings, piece)
+            found = self._slice_codec(sent_as).decode(streams[slices.STREAM], size)
+        return _Arrived(side_info, readings, found)
 
     def _draft(self, arrived: _Arrived) -> Reconstruction:
         preview = {"box": list(arrived.side_info.box), "size": list(arrived.size), **_preview(arrived)}
@@ -303,7 +313,7 @@ class MultiSc:
         captions = self._correct(arrived)
         if chosen.candidates == 1:
             orders = [one.order(texts, chosen.seed) for one, texts in zip(arrived, captions, strict=True)]
-            pictures = self._generator.generate_all(orders, chosen.ip_scale, chosen.steps)
+            pictures = self._generator.generate_all(orders, chosen.ip_scale, chosen.steps, regional=chosen.regional)
         else:
             pictures = [self._closest(one, texts, chosen) for one, texts in zip(arrived, captions, strict=True)]
         return [
@@ -340,7 +350,8 @@ class MultiSc:
         best: tuple[float, NDArray[np.uint8]] | None = None
         for start in range(0, len(seeds), MAX_BATCH):
             orders = [arrived.order(captions, seed) for seed in seeds[start : start + MAX_BATCH]]
-            for picture in self._generator.generate_all(orders, chosen.ip_scale, chosen.steps):
+            made = self._generator.generate_all(orders, chosen.ip_scale, chosen.steps, regional=chosen.regional)
+            for picture in made:
                 found = fit(picture)
                 if best is None or found > best[0]:
                     best = found, picture
@@ -349,8 +360,8 @@ class MultiSc:
 
     def _encode_slice(
         self, image: NDArray[np.uint8], box: pixels.Box, chosen: MultiScOptions, text_uses: int
-    ) -> slices.CodedSlice:
-        """Code the slice within what the budget leaves for it."""
+    ) -> tuple[str, slices.CodedSlice]:
+        """Code the slice within what the budget leaves for it; return the codec's name, too."""
         side, uses = chosen.slice_size or slices.MAX_SIDE, sys.maxsize
         if chosen.cbr:
             uses = budget.channel_uses(budget.parse_cbr(chosen.cbr), *image.shape[:2])
@@ -359,15 +370,29 @@ class MultiSc:
                     f"cbr {chosen.cbr}: allows this picture {uses} channel uses; the captions alone take {text_uses}"
                 )
             uses -= text_uses
-        elif chosen.slice_codec == "pixels":
-            side = chosen.slice_size or slices.USUAL_SIDE
-        else:
-            usual = pixels.crop(image, box, slices.USUAL_SIDE)
-            uses = channel_uses(slices.PixelSlices(chosen.slice_bits, chosen.slice_modulation, "none").stream(usual))
-        try:
-            return self._slice_codec(chosen).encode(image, box, side, uses)
-        except BadInputError as error:
-            raise BadInputError(f"cbr {chosen.cbr}: {error}" if chosen.cbr else str(error)) from error
+        codecs = [chosen.slice_codec] if chosen.slice_codec else self._preferred(chosen)
+        for number, name in enumerate(codecs, 1):
+            codec = replace(chosen, slice_codec=name)
+            allowed = (side, uses) if chosen.cbr else self._usual_limits(image, box, codec)
+            try:
+                return name, self._slice_codec(codec).encode(image, box, *allowed)
+            except BadInputError as error:
+                if number == len(codecs):
+                    raise BadInputError(f"cbr {chosen.cbr}: {error}" if chosen.cbr else str(error)) from error
+        raise AssertionError("there is always a codec")
+
+    def _preferred(self, chosen: MultiScOptions) -> list[str]:
+        """The codecs to try, the best first."""
+        analog = "deep-jscc" in self._profile.sources and not chosen.slice_code
+        return ["jscc", "pixels"] if analog else ["pixels"]
+
+    def _usual_limits(self, image: NDArray[np.uint8], box: pixels.Box, chosen: MultiScOptions) -> tuple[int, int]:
+        """Side and channel uses of a slice that no budget limits."""
+        if chosen.slice_codec == "pixels":
+            return chosen.slice_size or slices.USUAL_SIDE, sys.maxsize
+        usual = pixels.crop(image, box, slices.USUAL_SIDE)
+        uses = channel_uses(slices.PixelSlices(chosen.slice_bits, chosen.slice_modulation, "none").stream(usual))
+        return chosen.slice_size or slices.MAX_SIDE, uses
 
     def _slice_codec(self, chosen: MultiScOptions) -> slices.SliceCodec:
         if chosen.slice_codec == "jscc":
@@ -376,7 +401,8 @@ class MultiSc:
             return slices.JsccSlices(self._profile.load(Jscc, "deep-jscc"), chosen.expected_db)
         if chosen.slice_codec == "bpg":
             return slices.BpgSlices(chosen.slice_modulation, chosen.slice_code or "nr:1/2")
-        return slices.PixelSlices(chosen.slice_bits, chosen.slice_modulation, chosen.slice_code or "none")
+        denoiser = self._profile.load(SliceDenoiser, "slice-denoiser")
+        return slices.PixelSlices(chosen.slice_bits, chosen.slice_modulation, chosen.slice_code or "none", denoiser)
 
 
 def _preview(arrived: _Arrived) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""How the slice of the subject travels: as quantised pixels (the paper), as a BPG file, or by deep JSCC.
+"""How the slice of the subject travels: by deep JSCC, as quantised pixels (the paper), or as a BPG file.
 
 Each codec fills the channel uses it is given as well as it can, so that they can be compared at an equal number.
 """
@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from multisc.codecs import bpg, pixels
 from multisc.codecs.bpg.sandbox import decoder_process
-from multisc.codecs.quantise import Quantiser
+from multisc.codecs.quantise import MAX_BITS, Quantiser
 from multisc.errors import BadInputError
 from multisc.phy.transport import channel_uses
 from multisc.streams import ReceivedStream, Stream
@@ -23,6 +23,7 @@ from multisc.systems.mcs import payload_bits
 
 if TYPE_CHECKING:
     from multisc.models.jscc import Jscc
+    from multisc.models.slice_denoiser import SliceDenoiser
 
 STREAM = "slice"
 MIN_SIDE, MAX_SIDE = 8, 1024  # of the longer side of a slice, in pixels
@@ -30,6 +31,9 @@ JSCC_STRIDE = 16  # below which deep JSCC takes no side
 USUAL_SIDE = 64  # of a slice of quantised pixels that no budget limits
 _SHRINK = 0.8  # from one size that is tried to the next
 _JSCC_RATIOS = (Fraction(1, 6), Fraction(1, 12), Fraction(1, 24))
+CODED_ERROR = 0.04  # of full scale, of a slice that arrived whole: what its quantiser or BPG cost
+UNKNOWN_ERROR = 0.15  # of one that did not, or whose pixels are estimated each by itself
+_JSCC_PSNR_DB = ((-10.0, -5.0, 0.0, 5.0, 10.0, 15.0), (18.0, 20.3, 23.3, 25.5, 27.0, 27.8))  # at ratio 1/24
 _WORST_QP = 38  # beyond it a smaller picture at a lower QP looks better
 
 
@@ -44,6 +48,19 @@ class CodedSlice:
 
     stream: Stream
     piece: NDArray[np.uint8]
+
+
+@dataclass(frozen=True)
+class ReceivedSlice:
+    """A slice as it came out of its codec.
+
+    Args:
+        piece: uint8 of shape (h, w, 3).
+        error: expected root mean square of its error, of full scale; 0 to 1.
+    """
+
+    piece: NDArray[np.uint8]
+    error: float
 
 
 class SliceCodec(Protocol):
@@ -62,22 +79,25 @@ class SliceCodec(Protocol):
             BadInputError: when there are too few channel uses for any slice.
         """
 
-    def decode(self, received: ReceivedStream, size: tuple[int, int]) -> NDArray[np.uint8] | None:
-        """Return the slice, uint8 of ``size`` = (width, height); None when what arrived holds no picture."""
+    def decode(self, received: ReceivedStream, size: tuple[int, int]) -> ReceivedSlice | None:
+        """Return the slice, of ``size`` = (width, height); None when what arrived holds no picture."""
 
 
 @dataclass(frozen=True)
 class PixelSlices:
-    """Quantised pixels; every error shows, none is fatal.
+    """Quantised pixels; the surer a bit, the more it counts, and none is fatal.
 
     Args:
         bits: per colour sample, 1 to 8.
         modulation, code: of the stream.
+        denoiser: estimates an uncoded slice from its soft bits and from what photographs are like; None for the mean
+            of each pixel by itself.
     """
 
     bits: int
     modulation: str
     code: str
+    denoiser: SliceDenoiser | None = None
 
     def encode(self, image: NDArray[np.uint8], box: pixels.Box, side: int, uses: int) -> CodedSlice:
         """See ``SliceCodec.encode``."""
@@ -88,9 +108,14 @@ class PixelSlices:
         """The stream of a slice, uint8 (h, w, 3)."""
         return Stream(STREAM, pixels.to_coefficients(piece), self.modulation, self.code, Quantiser(self.bits, 1.0))
 
-    def decode(self, received: ReceivedStream, size: tuple[int, int]) -> NDArray[np.uint8] | None:
+    def decode(self, received: ReceivedStream, size: tuple[int, int]) -> ReceivedSlice | None:
         """See ``SliceCodec.decode``."""
-        return pixels.from_coefficients(received.data, size)
+        width, height = size
+        bits, spare = divmod(received.llrs.size, width * height * 3)  # the sender's, which need not be ours
+        if self.denoiser and received.crc_ok is None and not spare and 1 <= bits <= MAX_BITS:
+            return ReceivedSlice(*self.denoiser.restore(received.llrs, bits, size))
+        error = CODED_ERROR if received.crc_ok else UNKNOWN_ERROR
+        return ReceivedSlice(pixels.from_coefficients(received.data, size), error)
 
 
 class BpgSlices:
@@ -124,7 +149,7 @@ class BpgSlices:
                     return CodedSlice(Stream(STREAM, bits, self._modulation, self._code), piece)
             longest = smaller
 
-    def decode(self, received: ReceivedStream, size: tuple[int, int]) -> NDArray[np.uint8] | None:
+    def decode(self, received: ReceivedStream, size: tuple[int, int]) -> ReceivedSlice | None:
         """See ``SliceCodec.decode``."""
         if received.crc_ok is False:
             return None
@@ -132,7 +157,7 @@ class BpgSlices:
             piece = bpg.decode(np.packbits(received.data).tobytes()).rgb
         except BadInputError:
             return None
-        return piece if piece.shape[1::-1] == size else None
+        return ReceivedSlice(piece, CODED_ERROR) if piece.shape[1::-1] == size else None
 
 
 @dataclass(frozen=True)
@@ -154,11 +179,12 @@ class JsccSlices:
         piece = _largest(image, box, side, uses, lambda piece: self._uses(piece, ratio))
         return CodedSlice(Stream(STREAM, self.jscc.encode(piece, ratio, self.expected_db), "analog"), piece)
 
-    def decode(self, received: ReceivedStream, size: tuple[int, int]) -> NDArray[np.uint8] | None:
+    def decode(self, received: ReceivedStream, size: tuple[int, int]) -> ReceivedSlice | None:
         """See ``SliceCodec.decode``; the number of features tells the ratio."""
         for ratio in _JSCC_RATIOS:
             if min(size) >= JSCC_STRIDE and self.jscc.features(size, ratio) == received.data.size:
-                return self.jscc.decode(received.data, size, ratio, received.snr_db, self.expected_db)
+                piece = self.jscc.decode(received.data, size, ratio, received.snr_db, self.expected_db)
+                return ReceivedSlice(piece, _jscc_error(ratio, received.snr_db))
         return None
 
     def _uses(self, piece: NDArray[np.uint8], ratio: Fraction) -> int:
@@ -169,6 +195,14 @@ class JsccSlices:
                 "more channel uses or another slice_codec help"
             )
         return -(-self.jscc.features((width, height), ratio) // 2)
+
+
+def _jscc_error(ratio: Fraction, snr_db: float) -> float:
+    """Root mean square error of a slice by deep JSCC, of full scale, as docs/figures/slices.py measures it."""
+    if not np.isfinite(snr_db):
+        return UNKNOWN_ERROR
+    psnr_db = float(np.interp(snr_db, *_JSCC_PSNR_DB)) + 2.0 * float(np.log2(float(ratio * 24)))
+    return float(min(1.0, 10.0 ** (-psnr_db / 20.0)))
 
 
 def _largest(

@@ -7,7 +7,7 @@ import string
 from collections.abc import Iterable
 
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
-from transformers import AddedToken, BartTokenizer, Qwen2Tokenizer
+from transformers import AddedToken, BartTokenizer, CLIPTokenizer, Qwen2Tokenizer
 
 IMAGE_TOKEN = "<image>"
 
@@ -66,3 +66,27 @@ def bart_tokenizer(vocab: dict[str, int], merges: list[tuple[str, str]], max_len
     shifted["<mask>"] = len(shifted)
     mask = AddedToken("<mask>", lstrip=True, normalized=False, special=True)
     return BartTokenizer(vocab=shifted, merges=list(merges), mask_token=mask, model_max_length=max_length)
+
+
+def train_clip_tokenizer(sentences: Iterable[str], size: int, max_length: int) -> CLIPTokenizer:
+    """Learn a byte-pair encoding in CLIP's format that can spell any printable ASCII text.
+
+    Args:
+        sentences: the corpus.
+        size: entries of the vocabulary.
+        max_length: tokens of a prompt, its start and end included.
+    """
+    start, end = "<|startoftext|>", "<|endoftext|>"
+    empty = CLIPTokenizer()
+    empty.backend_tokenizer.post_processor = None
+    alphabet = string.digits + string.ascii_lowercase + string.punctuation
+    # Each character as a word's end and as its middle.
+    corpus = [*(f"{c} {c}{c} " for c in alphabet for _ in range(3)), *sentences]
+    last = sorted({f"{word[-1]}</w>" for word in words_of(empty.backend_tokenizer, corpus)})
+    trainer = trainers.BpeTrainer(
+        vocab_size=size, special_tokens=[start, end, *last], end_of_word_suffix="</w>", show_progress=False
+    )
+    empty.backend_tokenizer.train_from_iterator(corpus, trainer)
+    model = json.loads(empty.backend_tokenizer.to_str())["model"]
+    merges = [(a, b) for a, b in model["merges"]]
+    return CLIPTokenizer(vocab=model["vocab"], merges=merges, model_max_length=max_length)

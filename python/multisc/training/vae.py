@@ -14,10 +14,12 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional
 
+from multisc.training.data import CaptionData, CaptionedImage
 from multisc.training.device import CPU, Device
 from multisc.training.loop import Schedule, fit
 from multisc.training.photographs import Photograph, load_photographs
 
+CELL = 8  # pixels of a latent on each side
 LONG_SIDES = (112, 208)  # of the photographs that crops are cut from
 TEST_SIDE = 144
 LATENT_CHANNELS = 6
@@ -68,6 +70,15 @@ def make_vae() -> AutoencoderKL:
 def to_tensor(pictures: NDArray[np.uint8]) -> Tensor:
     """Bring uint8 (B, H, W, 3) to float32 (B, 3, H, W) in [-1, 1]."""
     return torch.from_numpy(pictures.transpose(0, 3, 1, 2).astype(np.float32)) / 127.5 - 1.0
+
+
+TOO_SMALL = "flickr900"  # its photographs have 200 pixels on their longer side: enlarged, they would teach blur
+
+
+def training_pictures(data: CaptionData) -> list[CaptionedImage]:
+    """All photographs that are large enough and not held out."""
+    everything = (*data.train, *data.named, *data.unlabelled)
+    return [image for image in everything if not image.path.startswith(TOO_SMALL)]
 
 
 def random_crop(picture: NDArray[np.uint8], side: int, rng: np.random.Generator) -> NDArray[np.uint8]:

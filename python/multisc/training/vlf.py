@@ -23,6 +23,7 @@ from multisc.codecs.feature import FeatureCodec, FeatureStatistics
 from multisc.models.blip2 import Blip2
 from multisc.models.feature_prompt import SKETCH, FeatureProjection, add_projection, cross_attentions
 from multisc.models.generator import Generator, load_pipeline
+from multisc.models.known import told
 from multisc.models.prompts import encode_prompts
 from multisc.training.data import CaptionData, load_caption_data, load_pixels
 from multisc.training.device import CPU, Device
@@ -233,7 +234,7 @@ class Denoising:
         target = self._scheduler.get_velocity(latents, noise, times) if velocity else noise
         with self._place.autocast():
             predicted = self._unet(
-                noisy.to(device),
+                told(self._unet, noisy.to(device), None),
                 times.to(device),
                 self._text.expand(len(latents), -1, -1),
                 added_cond_kwargs={"image_embeds": [features[:, None].to(device)]},

@@ -296,17 +296,18 @@ def test_damaged_lpips_weights(lpips_file):
         Lpips.load(lpips_file)
 
 
-ALL = ("psnr_db", "ssim", "ms_ssim", "cosine", "lpips")
+ALL = ("psnr_db", "ssim", "ms_ssim", "cosine", "effnet_cosine", "lpips")
 TEXT = ("bleu", "word_error_rate")
 
 
 def test_measure_gives_every_name_a_value_or_a_reason(monkeypatch):
     monkeypatch.delenv("MULTISC_LPIPS", raising=False)
+    monkeypatch.setattr(metrics.minilm_network, "installed", lambda: None)
     a = photograph()
     text = {"sent": SENT, "received": ["A rqd parrot sits on a branch.", SENT[1]], "corrected": SENT}
     values, reasons = metrics.measure(a, noisy(a, 20), text)
-    assert set(values) == {*ALL, *(f"{t}{s}" for t in TEXT for s in ("", "_received", "_corrected"))}
-    assert set(reasons) == {"lpips"} == {name for name, value in values.items() if value is None}
+    assert set(values) == {"minilm", *ALL, *(f"{t}{s}" for t in TEXT for s in ("", "_received", "_corrected"))}
+    assert set(reasons) == {"lpips", "minilm"} == {name for name, value in values.items() if value is None}
     assert values["bleu"] == values["bleu_corrected"] == 1.0
     assert values["bleu_received"] < 1.0
     assert values["word_error_rate_received"] == pytest.approx(1 / 12)

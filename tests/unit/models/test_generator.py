@@ -3,22 +3,25 @@
 import itertools
 import json
 import shutil
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from diffusers import DDIMScheduler
 from safetensors.numpy import load_file, save_file
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
 from multisc.errors import BadInputError, ModelError
 from multisc.models import generator as module
 from multisc.models.generator import MAX_BATCH, GenerationRequest, Generator
+from multisc.models.known import KnownRegion, keep_known_region, told
 from multisc.models.placement import FEATHER, scale_box
 from multisc.models.profile import EMBEDDED_DIRECTORY
 from multisc.models.prompts import encode_prompts, prompts_of
-from multisc.training import diffusion
+from multisc.models.regions import OTHERS, attention_bias, regional_attention
+from multisc.training import clip, diffusion
+from multisc.training.tokenizers import train_clip_tokenizer
 from multisc.training.vae import LATENT_CHANNELS, make_vae, to_tensor
 
 BLOCKS = ["a dog runs.", "a red ball.", "green grass.", "a man in a very long coat, with a hat and a stick."]
@@ -30,11 +33,13 @@ def miniature(tmp_path_factory):
     """An untrained model; where its output layer starts at zero, it is shaken so that every condition matters."""
     folder = tmp_path_factory.mktemp("models")
     torch.manual_seed(0)
-    tokenizer = diffusion.train_tokenizer(WORDS, 400)
-    model = diffusion.Conditioned(tokenizer).eval()
-    side = diffusion.SLICE_SIDE
-    processor = CLIPImageProcessorPil(size={"shortest_edge": side}, crop_size={"height": side, "width": side})
-    scheduler = DDIMScheduler(steps_offset=1, clip_sample=False, timestep_spacing="trailing")
+    tokenizer = train_clip_tokenizer(WORDS, 400, clip.TOKENS)
+    encoders = clip.Encoders(tokenizer)
+    model = diffusion.Conditioned(encoders.text, encoders.image).eval()
+    processor = CLIPImageProcessorPil(
+        size={"height": clip.SLICE_SIDE, "width": clip.SLICE_SIDE}, do_center_crop=False
+    )
+    scheduler = diffusion.make_scheduler()
     diffusion.save(model, tokenizer, processor, make_vae(), scheduler, folder / "sd", folder / "ip")
     return folder, model
 
@@ -59,18 +64,22 @@ BOX = (40, 30, 90, 60)
 SIZE = (192, 128)
 
 
-def test_the_loaded_pipeline_predicts_what_the_trained_model_does(miniature, generator):
+@pytest.mark.parametrize("regional", [False, True])
+def test_the_loaded_pipeline_predicts_what_the_trained_model_does(miniature, generator, regional):
     """Saved in halves as pipeline, adapter and image encoder, and joined again by load_ip_adapter: eq. 8 to 10."""
     torch.manual_seed(5)
     pipeline = generator._pipeline
-    noisy, times, pixels = torch.randn(2, LATENT_CHANNELS, 12, 18), torch.tensor([10, 700]), torch.randn(2, 3, 64, 64)
-    ids = diffusion.tokenize(pipeline.tokenizer, prompts_of(BLOCKS) * 2).reshape(2, 4, -1)
+    noisy, times, pixels = torch.randn(2, LATENT_CHANNELS, 12, 20), torch.tensor([10, 700]), torch.randn(2, 3, 64, 64)
+    ids = clip.tokenize(pipeline.tokenizer, prompts_of(BLOCKS) * 2).reshape(2, 4, -1)
     pipeline.set_ip_adapter_scale(1.0)
+    known = KnownRegion(torch.randn_like(noisy), torch.rand(2, 1, 12, 20) < 0.3, torch.tensor([0.0, 0.4]))
     with torch.inference_mode():
-        wanted = miniature[1](noisy, times, ids, pixels, torch.ones(2))
+        wanted = miniature[1](noisy, times, known, ids, pixels, torch.ones(2), regional)
         text = encode_prompts(pipeline.text_encoder, ids)
         image = pipeline.image_encoder(pixels).image_embeds[:, None]
-        found = pipeline.unet(noisy, times, text, added_cond_kwargs={"image_embeds": [image]}).sample
+        with regional_attention(pipeline.unet, (12, 20)) if regional else nullcontext():
+            taken = told(pipeline.unet, noisy, known)
+            found = pipeline.unet(taken, times, text, added_cond_kwargs={"image_embeds": [image]}).sample
     torch.testing.assert_close(found, wanted, atol=0.01 * wanted.std().item(), rtol=0.02)  # float16 weights
 
 
@@ -154,7 +163,7 @@ def test_the_known_latents_are_kept_to_the_end(generator, subject):
     finally:
         del generator._pipeline.vae.decode
     height, width = generator.working_size(SIZE)
-    known = generator._known([(subject, scale_box(BOX, SIZE, (width, height)))], (width, height))
+    known = generator._known([(subject, scale_box(BOX, SIZE, (width, height)), 0.0)], (width, height))
     latents, mask = known.latents, known.mask
     assert 0 < mask.float().mean() < 0.6
     scaled = seen[0] * generator._pipeline.vae.config.scaling_factor
@@ -175,13 +184,64 @@ def test_lambda_zero_ignores_the_image_prompt(generator):
     generator._pipeline.set_ip_adapter_scale(0.0)
     torch.manual_seed(3)
     unet = generator._pipeline.unet
-    noisy, text = torch.randn(1, LATENT_CHANNELS, 12, 18), torch.randn(1, 32, diffusion.WIDTH)
+    noisy, text = torch.randn(1, LATENT_CHANNELS, 12, 20), torch.randn(1, clip.TOKENS, clip.WIDTH)
     with torch.inference_mode():
         one, other = (
-            unet(noisy, 5, text, added_cond_kwargs={"image_embeds": [torch.randn(1, 1, diffusion.WIDTH)]}).sample
+            unet(
+                told(unet, noisy, None), 5, text, added_cond_kwargs={"image_embeds": [torch.randn(1, 1, clip.WIDTH)]}
+            ).sample
             for _ in range(2)
         )
     assert torch.equal(one, other)
+
+
+def test_each_quarter_attends_to_its_own_caption_first():
+    bias = attention_bias(6 * 10, (12, 20), 4 * 24).reshape(6, 10, 4, 24)
+    for block, (row, column) in enumerate([(0, 0), (2, 9), (3, 4), (5, 5)]):
+        weights = bias[row, column].exp().mean(1)
+        assert weights.argmax() == block
+        assert weights[block] == 1.0
+        assert weights.sum() == pytest.approx(1.0 + 3.0 * np.exp(OTHERS))
+
+
+def test_regional_attention_ends_with_its_context(miniature):
+    unet, given = miniature[1].unet, torch.randn(1, 2 * LATENT_CHANNELS + 2, 12, 20)
+    text, image = torch.randn(1, 4 * clip.TOKENS, clip.WIDTH), torch.randn(1, 1, clip.WIDTH)
+
+    def predict():
+        with torch.inference_mode():
+            return unet(given, 500, text, added_cond_kwargs={"image_embeds": [image]}).sample
+
+    before = predict()
+    with regional_attention(unet, (12, 20)):
+        assert not torch.equal(predict(), before)
+    assert torch.equal(predict(), before)
+
+
+def test_a_noisy_slice_is_tied_only_while_the_step_is_noisier():
+    scheduler = diffusion.make_scheduler()
+    torch.manual_seed(0)
+    latents, noise = torch.randn(2, 6, 4, 4), torch.randn(2, 6, 4, 4)
+    known = KnownRegion(torch.ones(2, 6, 4, 4), torch.ones(2, 1, 4, 4, dtype=torch.bool), torch.tensor([0.0, 0.5]))
+    early, late, end = (keep_known_region(known, scheduler, latents, time, noise) for time in (900, 20, -1))
+    share = scheduler.alphas_cumprod[900]
+    torch.testing.assert_close(early, share.sqrt() + (1 - share).sqrt() * noise)
+    assert torch.equal(end[0], known.latents[0])
+    for later in (late, end):
+        assert torch.equal(later[1], latents[1])
+
+
+def test_the_noise_of_the_slice_reaches_the_model(generator, subject):
+    clear, noisy = generator.generate_all(
+        [
+            GenerationRequest(BLOCKS, subject, BOX, SIZE, 0),
+            GenerationRequest(BLOCKS, subject, BOX, SIZE, 0, error=0.2),
+        ],
+        steps=3,
+    )
+    outside = np.ones(clear.shape[:2], bool)
+    outside[BOX[1] : BOX[1] + BOX[3], BOX[0] : BOX[0] + BOX[2]] = False
+    assert not np.array_equal(clear[outside], noisy[outside])
 
 
 @pytest.mark.parametrize(
@@ -282,14 +342,16 @@ def test_the_embedded_model_removes_noise(embedded):
         latents = pipeline.vae.encode(to_tensor(photograph[None])).latent_dist.mean
         latents = latents * pipeline.vae.config.scaling_factor
         noise, time = torch.randn_like(latents), torch.tensor([260])
+        of_velocity = pipeline.scheduler.config.prediction_type == "v_prediction"
+        wanted = pipeline.scheduler.get_velocity(latents, noise, time) if of_velocity else noise
         condition = embedded._condition([GenerationRequest(["a cat."], None, None, (144, 96))], 1.0)
         predicted = pipeline.unet(
-            pipeline.scheduler.add_noise(latents, noise, time),
+            told(pipeline.unet, pipeline.scheduler.add_noise(latents, noise, time), None),
             time,
             condition["text"],
             added_cond_kwargs={"image_embeds": [condition["image"][None]]},
         ).sample
-    assert (predicted - noise).square().mean().item() < 0.4
+    assert (predicted - wanted).square().mean().item() < 0.4 * wanted.square().mean().item()
 
 
 def test_the_embedded_checkpoints_are_small():

@@ -98,7 +98,8 @@ def system() -> MultiSc:
 @pytest.mark.parametrize(
     "options",
     [
-        {"cbr": "1/12"},
+        {"cbr": "1/12", "slice_codec": "pixels"},
+        {"cbr": "1/48"},
         {"cbr": "1/24", "text_code": "nr:1/3", "slice_code": "nr:2/3"},
         {"cbr": 0.04, "slice_codec": "bpg", "slice_modulation": "16qam"},
     ],
@@ -135,6 +136,34 @@ def test_slice_too_narrow_for_jscc_says_so_and_blames_no_budget_that_nobody_set(
     strip = np.ascontiguousarray(np.tile(photograph[:16], (1, 6, 1)))
     with pytest.raises(BadInputError, match=r"^a slice of \d+x\d+ pixels for deep JSCC: must be at least 16x16"):
         system.encode(strip, {"slice_codec": "jscc"})
+
+
+@pytest.mark.parametrize(
+    ("options", "codec"), [({}, "jscc"), ({"slice_code": "nr:1/2"}, "pixels"), ({"slice_codec": "pixels"}, "pixels")]
+)
+def test_codec_that_nobody_chose_is_jscc_unless_a_code_is_wanted(system: MultiSc, photograph, options, codec) -> None:
+    encoded = system.encode(photograph, options)
+    assert SideInfo.unpack(encoded.side_info).slice_codec == codec
+    assert encoded.streams[0].kind == ("analog" if codec == "jscc" else "digital")
+
+
+def test_slice_too_narrow_for_jscc_travels_as_pixels(system: MultiSc, photograph) -> None:
+    strip = np.ascontiguousarray(np.tile(photograph[:12], (1, 6, 1)))
+    encoded = system.encode(strip, {})
+    assert SideInfo.unpack(encoded.side_info).slice_codec == "pixels"
+    assert system.decode(arrive(encoded, 40.0), {"steps": 1}).image.shape == strip.shape
+
+
+def test_noise_of_the_slice_is_what_the_generator_is_told(system: MultiSc, photograph) -> None:
+    for codec in ("pixels", "jscc"):
+        encoded = system.encode(photograph, {"slice_codec": codec})
+        orders = [
+            system._read(arrive(encoded, snr_db), MultiScOptions()).order([], 0) for snr_db in (-5.0, 0.0, 5.0, 10.0)
+        ]
+        found = [order.error for order in orders]
+        assert found == sorted(found, reverse=True)
+        real = np.sqrt(np.mean((orders[1].subject.astype(float) - encoded.preview["slice"]) ** 2)) / 255.0
+        assert 0.4 * real < found[1] < 2.5 * real
 
 
 def test_bpg_slice_without_a_code_is_refused(system: MultiSc, photograph) -> None:
