@@ -33,7 +33,7 @@ test: lint
 	@$(VENV)/bin/python -m pytest $(PARALLEL)
 
 docs: $(READY_DOCS)
-	@$(VENV)/bin/mkdocs build --strict --quiet
+	@NO_MKDOCS_2_WARNING=1 $(VENV)/bin/mkdocs build --strict --quiet
 
 $(READY): setup.sh requirements.lock pyproject.toml
 	@PYTHON=$(PYTHON) ./setup.sh $(VENV)
