@@ -67,7 +67,10 @@ def configure(parser: argparse.ArgumentParser) -> None:
         help="directory made by --make-keys; with --status, the client.key file in it",
     )
     parser.add_argument(
-        "--handler", metavar="MODULE:FACTORY", default=SYSTEMS, help="serve systems of your own (docs/reference/inference.md)"
+        "--handler",
+        metavar="MODULE:FACTORY",
+        default=SYSTEMS,
+        help="serve systems of your own (docs/reference/inference.md)",
     )
     parser.add_argument(
         "--parent-fd", type=int, metavar="FD", help="a socket to the parent: report there, end with it"

@@ -37,8 +37,8 @@ class _Window(NamedTuple):
 class SampleBuffer:
     """Samples addressed by their index in the stream; old ones are released, those never received read as zero.
 
-    One thread may append and others read: samples never move, so that a view stays as it is. When an array is full, what
-    is not released yet is copied to another one; arrays are used again when no view of them is left.
+    One thread may append and others read: samples never move, so that a view stays as it is. When an array is full,
+    what is not released yet is copied to another one; arrays are used again when no view of them is left.
     """
 
     def __init__(self) -> None:

@@ -20,7 +20,12 @@ _LEAST_NOISE = 1e-12  # of the received power: a noiseless recording must not gi
 @njit(inline="always")
 def _start(phase, slope, carrier):  # type: ignore[no-untyped-def]
     angle = phase + slope * carrier
-    return np.float32(np.cos(angle)), np.float32(-np.sin(angle)), np.float32(np.cos(slope)), np.float32(-np.sin(slope))
+    return (
+        np.float32(np.cos(angle)),
+        np.float32(-np.sin(angle)),
+        np.float32(np.cos(slope)),
+        np.float32(-np.sin(slope)),
+    )
 
 
 @njit(inline="always")
@@ -71,8 +76,8 @@ def _invert(low, high, part, real, imaginary, gain):  # type: ignore[no-untyped-
 def _equalise(grid, channel, left, part, phase, slope, noise, columns, carriers, scramble, first, out, variance):  # type: ignore[no-untyped-def]
     """One-tap zero-forcing of the data subcarriers, drift and scrambler taken out.
 
-    The channel of symbol s lies between rows left[s] and left[s] + 1 of ``channel``, by part[s]. Complex arrays come as
-    interleaved real and imaginary parts, float32 (..., 2 * columns). Each loop is simple enough to become SIMD.
+    The channel of symbol s lies between rows left[s] and left[s] + 1 of ``channel``, by part[s]. Complex arrays come
+    as interleaved real and imaginary parts, float32 (..., 2 * columns). Each loop is simple enough to become SIMD.
     """
     symbols, occupied, data = len(grid), carriers.size, columns.shape[1]
     inverse_real, inverse_imaginary, gain = np.empty((3, occupied), np.float32)
@@ -243,8 +248,8 @@ class BurstEstimator:
             low = np.take_along_axis(channel[left], columns, axis=1)
             high = np.take_along_axis(channel[left + 1], columns, axis=1)
             expected = low + part[:, None] * (high - low)
-        error = (heard - expected)[first:]
-        error = (error.real**2 + error.imag**2) / (1.0 - taken)
+        apart = (heard - expected)[first:]
+        error = (apart.real**2 + apart.imag**2) / (1.0 - taken)
         power = np.maximum(expected[first:].real ** 2 + expected[first:].imag ** 2, 1e-35)
         mean = float(error.sum(dtype=np.float64)) / error.size
         evm = float(np.sqrt(mean / np.mean(power)))
@@ -290,8 +295,8 @@ class BurstEstimator:
         variance = np.empty(symbols.shape, np.float32)
         received, reference, scramble, result = (_parts(a) for a in (grid, channel, self._grid.scramble, symbols))
         _equalise(
-            received, reference, left, part, phase, slope, noise, self._grid.data_columns, self._grid.carriers, scramble,
-            first, result, variance,
+            received, reference, left, part, phase, slope, noise, self._grid.data_columns, self._grid.carriers,
+            scramble, first, result, variance,
         )  # fmt: skip
         return symbols, variance
 

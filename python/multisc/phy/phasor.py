@@ -1,8 +1,8 @@
 """Phasors exp(-j phase) in bulk, as one SIMD loop: the C library's sine and cosine take ten times as long.
 
-The phase is reduced to +-pi/4 by subtracting multiples of pi/2 in three parts, then the Taylor series of both functions
-are added up in double precision, to about one unit in its last place. Rounded to single precision that is what the C
-library gives, but for one value in about 1e8.
+The phase is reduced to +-pi/4 by subtracting multiples of pi/2 in three parts, then the Taylor series of both
+functions are added up in double precision, to about one unit in its last place. Rounded to single precision that is
+what the C library gives, but for one value in about 1e8.
 """
 
 from __future__ import annotations

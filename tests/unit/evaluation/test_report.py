@@ -60,7 +60,9 @@ def example(source, outage_reason=None):
     ]
     metrics = {"psnr_db": 14.83, "ssim": 0.3412, "ms_ssim": 0.4127, "cosine": 0.5233, "lpips": None}
     text = {"bleu": 0.7412, "bleu_received": 0.5127, "bleu_corrected": 0.7412, "word_error_rate": 0.0811}
-    reasons = {"lpips": "no weights: set MULTISC_LPIPS to the safetensors file that docs/reference/metrics.md describes"}
+    reasons = {
+        "lpips": "no weights: set MULTISC_LPIPS to the safetensors file that docs/reference/metrics.md describes"
+    }
     if outage_reason:
         reasons = dict.fromkeys(metrics, f"outage: {outage_reason}")
         metrics = dict.fromkeys(metrics)
