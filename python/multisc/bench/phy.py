@@ -13,6 +13,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -39,14 +40,15 @@ _TIMEOUT_S = 300
 
 
 def measure(seconds: float = 2.0) -> dict[str, Any]:
-    """Measure samples per second of wall-clock time.
+    """Measure samples per second of wall-clock time, and the processor time that each takes.
 
     Args:
         seconds: about the time per row, 0.05 to 600.
 
     Returns:
-        ``{"rows": [{"name", "msps", "info_mbit_s"}], "missing": {name: reason}, "cpus"}``; msps in 10**6 samples per
-        second, info_mbit_s the payload bits in 10**6 per second (null for GNU Radio).
+        ``{"rows": [{"name", "msps", "info_mbit_s", "cpu_ns"}], "missing": {name: reason}, "cpus"}``; msps in 10**6
+        samples per second, info_mbit_s the payload bits in 10**6 per second (null for GNU Radio), cpu_ns the time of
+        processors, all threads together, per sample in nanoseconds, which depends less on what else the machine does.
 
     Raises:
         BadInputError: when the time is out of range.
@@ -72,12 +74,15 @@ def measure(seconds: float = 2.0) -> dict[str, Any]:
                 missing[name] = found
             else:
                 rate = _IMAGE_BITS * copies / heard.size
-                rows.append({"name": name, "msps": found["msps"], "info_mbit_s": found["msps"] * rate})
+                (row,) = found
+                rows.append(
+                    {"name": name, "msps": row["msps"], "info_mbit_s": row["msps"] * rate, "cpu_ns": row["cpu_ns"]}
+                )
     peer = _peer("gr_ofdm.py", str(seconds))
     if isinstance(peer, str):
         missing |= {"GNU Radio ofdm_tx": peer, "GNU Radio ofdm_rx": peer}
     else:
-        rows += [{"name": f"GNU Radio {name}", "msps": msps, "info_mbit_s": None} for name, msps in peer.items()]
+        rows += [{**row, "name": f"GNU Radio {row['name']}", "info_mbit_s": None} for row in peer]
     return {"rows": rows, "missing": missing, "cpus": len(os.sched_getaffinity(0))}
 
 
@@ -91,20 +96,25 @@ def _transmit(streams: list[Stream]) -> NDArray[np.complex64]:
     return np.concatenate(BurstTransmitter(PhyConfig()).transmit(1, [modulate(s) for s in streams], b"", "bench"))
 
 
-def _row(name: str, modulation: str, samples: int, images: int, elapsed: float) -> dict[str, Any]:
+def _row(name: str, modulation: str, samples: int, work: Callable[[], int], seconds: float) -> dict[str, Any]:
+    """Have ``work`` done, which treats so many images of so many samples, for about that time."""
+    images, start, cpu = 0, time.perf_counter(), time.process_time()
+    while (elapsed := time.perf_counter() - start) < seconds:
+        images += work()
     return {
         "name": f"multisc {name}, {modulation}, {CODE}",
         "msps": samples * images / elapsed / 1e6,
         "info_mbit_s": _IMAGE_BITS * images / elapsed / 1e6,
+        "cpu_ns": (time.process_time() - cpu) / (samples * images) * 1e9,
     }
 
 
 def _transmitter_row(streams: list[Stream], modulation: str, samples: int, seconds: float) -> dict[str, Any]:
-    images, start = 0, time.perf_counter()
-    while (elapsed := time.perf_counter() - start) < seconds:
+    def transmit() -> int:
         _transmit(streams)
-        images += 1
-    return _row("transmitter", modulation, samples, images, elapsed)
+        return 1
+
+    return _row("transmitter", modulation, samples, transmit, seconds)
 
 
 def _receiver_row(
@@ -112,11 +122,12 @@ def _receiver_row(
 ) -> dict[str, Any]:
     heard, copies = _heard(samples, modulation)
     _receive(heard, streams, 1)
-    rounds, start = 0, time.perf_counter()
-    while (elapsed := time.perf_counter() - start) < seconds:
+
+    def receive() -> int:
         _receive(heard, streams, copies)
-        rounds += 1
-    return _row("receiver", modulation, samples.size, copies * rounds, elapsed)
+        return copies
+
+    return _row("receiver", modulation, samples.size, receive, seconds)
 
 
 def _heard(samples: NDArray[np.complex64], modulation: str) -> tuple[NDArray[np.complex64], int]:
@@ -152,8 +163,8 @@ def _right(image: AssembledImage, streams: list[Stream]) -> bool:
     return all(np.array_equal(r.data, s.data) for r, s in zip(received, streams, strict=True))
 
 
-def _peer(program: str, *arguments: str) -> dict[str, float] | str:
-    """What a child process measured with GNU Radio, or why it did not."""
+def _peer(program: str, *arguments: str) -> list[dict[str, Any]] | str:
+    """The rows that a child process measured with GNU Radio, or why it did not."""
     if importlib.util.find_spec("gnuradio") is None:
         return "gnuradio is not installed"
     command = [sys.executable, str(PEERS / program), *arguments]
@@ -163,4 +174,4 @@ def _peer(program: str, *arguments: str) -> dict[str, float] | str:
         return f"no result within {_TIMEOUT_S} s"
     if done.returncode:
         return (done.stderr.strip().splitlines() or ["it failed"])[-1]
-    return dict(json.loads(done.stdout.strip().splitlines()[-1]))
+    return list(json.loads(done.stdout.strip().splitlines()[-1]))

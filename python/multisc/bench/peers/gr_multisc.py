@@ -29,8 +29,8 @@ class right_streams(MessageBlock):
         self.count += pmt.is_true(pmt.dict_ref(pmt.car(message), pmt.intern("crc_ok"), pmt.PMT_NIL))
 
 
-def received(path: str, samples: int, expected: int) -> float:
-    """Run ``samples`` through the chain until ``expected`` streams are decoded; seconds it took."""
+def received(path: str, samples: int, expected: int) -> tuple[float, float]:
+    """Run ``samples`` through the chain until ``expected`` streams are decoded; seconds, and those of processors."""
     graph, faults = gr.top_block(), Faults()
     source, head = blocks.file_source(gr.sizeof_gr_complex, path, True), blocks.head(gr.sizeof_gr_complex, samples)
     for block in (source, head):
@@ -40,18 +40,18 @@ def received(path: str, samples: int, expected: int) -> float:
     graph.connect(source, head, receiver)
     graph.msg_connect(receiver, "symbols", decoder, "symbols")
     graph.msg_connect(decoder, "bits", sink, "bits")
-    start = time.perf_counter()
+    start, cpu = time.perf_counter(), time.process_time()
     graph.start()
     while sink.count < expected and faults.first is None and time.perf_counter() - start < 300:
         time.sleep(0.002)
-    elapsed = time.perf_counter() - start
+    elapsed, cpu = time.perf_counter() - start, time.process_time() - cpu
     graph.stop()
     graph.wait()
     if faults.first is not None:
         raise faults.first
     if sink.count < expected:
         raise RuntimeError(f"{sink.count} of {expected} streams were received")
-    return elapsed
+    return elapsed, cpu
 
 
 def main(path: str, images: int, seconds: float, streams: int) -> None:
@@ -59,10 +59,11 @@ def main(path: str, images: int, seconds: float, streams: int) -> None:
     with open(path, "rb") as file:
         samples = file.seek(0, 2) // gr.sizeof_gr_complex
     # The last image of a run is complete only when what follows it has been seen.
-    guess = received(path, 2 * samples, (2 * images - 1) * streams)
+    guess, _ = received(path, 2 * samples, (2 * images - 1) * streams)
     rounds = max(2, round(seconds / guess * 2))
-    elapsed = received(path, rounds * samples, (rounds * images - 1) * streams)
-    print(json.dumps({"msps": rounds * samples / elapsed / 1e6}))
+    elapsed, cpu = received(path, rounds * samples, (rounds * images - 1) * streams)
+    count = rounds * samples
+    print(json.dumps([{"msps": count / elapsed / 1e6, "cpu_ns": cpu / count * 1e9}]))
 
 
 if __name__ == "__main__":

@@ -35,11 +35,17 @@ def source(data: bytes, repeat: bool) -> blocks.vector_source_b:
     return blocks.vector_source_b(list(data), repeat, 1, tags(len(data), PACKET))
 
 
-def run(flowgraph: gr.top_block) -> float:
-    """Run to the end; seconds it took."""
-    start = time.perf_counter()
+def run(flowgraph: gr.top_block) -> tuple[float, float]:
+    """Run to the end; seconds it took, and those of processors."""
+    start, cpu = time.perf_counter(), time.process_time()
     flowgraph.run()
-    return time.perf_counter() - start
+    return time.perf_counter() - start, time.process_time() - cpu
+
+
+def row(samples: int, seconds: tuple[float, float]) -> dict:
+    """10**6 samples per second, and processor time per sample in nanoseconds; 0 when none went through."""
+    elapsed, cpu = seconds
+    return {"msps": samples / elapsed / 1e6, "cpu_ns": cpu / samples * 1e9 if samples else 0.0}
 
 
 def main(seconds: float) -> None:
@@ -52,24 +58,24 @@ def main(seconds: float) -> None:
     run(once)
     samples = np.array(sink.data(), np.complex64)
 
-    def sent(count: int) -> float:
+    def sent(count: int) -> dict:
         flowgraph, sink = gr.top_block(), blocks.null_sink(gr.sizeof_gr_complex)
         flowgraph.connect(source(data, True), transmitter(), blocks.head(gr.sizeof_gr_complex, count), sink)
-        elapsed = run(flowgraph)
-        return sink.nitems_read(0) / elapsed
+        seconds = run(flowgraph)
+        return row(sink.nitems_read(0), seconds)
 
-    def received(count: int) -> float:
+    def received(count: int) -> dict:
         flowgraph, head = gr.top_block(), blocks.head(gr.sizeof_gr_complex, count)
         receiver = digital.ofdm_rx(fft_len=FFT, cp_len=CP, packet_length_tag_key=KEY, bps_header=1, bps_payload=2)
         sink = blocks.null_sink(gr.sizeof_char)
         flowgraph.connect(blocks.vector_source_c(samples.tolist(), True), head, receiver, sink)
-        elapsed = run(flowgraph)
-        return head.nitems_written(0) / elapsed if sink.nitems_read(0) else 0.0
+        seconds = run(flowgraph)
+        return row(head.nitems_written(0) if sink.nitems_read(0) else 0, seconds)
 
-    out = {}
+    out = []
     for name, measure, guess in (("ofdm_tx", sent, 8e6), ("ofdm_rx", received, 2e6)):
         measure(int(0.1 * guess))
-        out[name] = measure(int(guess * seconds)) / 1e6
+        out.append({"name": name, **measure(int(guess * seconds))})
     print(json.dumps(out))
 
 
