@@ -28,7 +28,7 @@ class BadInputError(MultiscError):
     exit_code = 2
 
 
-class LinkError(MultiscError):
+class InferenceError(MultiscError):
     """The inference process could not be reached, died, refused, or did not answer in time."""
 
 

@@ -14,7 +14,7 @@ from gnuradio.multisc.blocks.channel import _Energy
 
 from multisc.channel import make_channel
 from multisc.codecs.quantise import Quantiser
-from multisc.errors import LinkError
+from multisc.errors import InferenceError
 from multisc.phy.burst import BurstTransmitter
 from multisc.phy.config import PhyConfig
 from multisc.phy.receiver import BurstReceiver, IdealSync
@@ -179,10 +179,10 @@ def test_the_measured_snr_does_not_depend_on_how_the_samples_are_chopped() -> No
 def test_a_failing_backend_ends_the_run_with_its_error() -> None:
     class Dead:
         def encode(self, system, image, options):
-            raise LinkError("the inference process died")
+            raise InferenceError("the inference process died")
 
     graph = run(Dead())
-    assert isinstance(graph.faults.first, LinkError)
+    assert isinstance(graph.faults.first, InferenceError)
 
 
 def test_a_failure_in_the_receiver_is_not_silent(monkeypatch) -> None:

@@ -18,7 +18,7 @@ import numpy as np
 import zmq
 from numpy.typing import NDArray
 
-from multisc.errors import LinkError
+from multisc.errors import InferenceError
 from multisc.inference import wire
 from multisc.inference.client import InferenceClient
 from multisc.inference.handler import Report
@@ -59,7 +59,7 @@ def measure(seconds: float = 1.0) -> dict[str, Any]:
         picture's size, which travels there and back; ``mbyte_s`` is in 10**6 bytes both ways over the median.
 
     Raises:
-        LinkError: when one of the processes does not answer.
+        InferenceError: when one of the processes does not answer.
     """
     rows = []
     echo = ("--handler", f"{__name__}:EchoHandler")
@@ -137,14 +137,14 @@ class _PlainEcho:
         self._socket.setsockopt(zmq.LINGER, 0)
         if not address:
             self.__exit__()
-            raise LinkError("the process for the comparison with plain ZeroMQ did not start")
+            raise InferenceError("the process for the comparison with plain ZeroMQ did not start")
         self._socket.connect(address)
         return self
 
     def __call__(self, image: NDArray[np.uint8]) -> None:
         self._socket.send(image.data, copy=False)
         if not self._socket.poll(_TIMEOUT_MS):
-            raise LinkError("the process for the comparison with plain ZeroMQ does not answer")
+            raise InferenceError("the process for the comparison with plain ZeroMQ does not answer")
         self._socket.recv(copy=False)
 
     def __exit__(self, *_: object) -> None:

@@ -10,7 +10,7 @@ from types import TracebackType
 import numpy as np
 from numpy.typing import NDArray
 
-from multisc.errors import BadInputError, LinkError
+from multisc.errors import BadInputError, InferenceError
 from multisc.inference.client import InferenceClient
 from multisc.inference.process import OwnInferenceProcess
 from multisc.inference.wire import MAX_TIMEOUT_S
@@ -78,7 +78,7 @@ class Backend:
         Raises:
             BadInputError: for an unknown system.
             ModelError: when its models cannot be loaded.
-            LinkError: when the inference process does not start.
+            InferenceError: when the inference process does not start.
         """
         if get_entry(system).needs_models:
             self._connect(system)
@@ -111,7 +111,7 @@ class Backend:
 
     def _connect(self, system: str) -> InferenceClient:
         if self._closed:  # a block's thread may still ask, and must not start a process that nobody ends
-            raise LinkError("the backend was closed")
+            raise InferenceError("the backend was closed")
         if self._client is None:
             process = OwnInferenceProcess(self._models, preload=(system,), on_progress=self._on_progress)
             self._stack.enter_context(process)

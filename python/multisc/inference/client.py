@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from zmq.utils.monitor import recv_monitor_message
 
 from multisc import __version__
-from multisc.errors import BadInputError, LinkError, ModelError, MultiscError
+from multisc.errors import BadInputError, InferenceError, ModelError, MultiscError
 from multisc.inference import wire
 from multisc.inference.address import Address
 from multisc.inference.keys import load_client_keys
@@ -47,7 +47,7 @@ _ERRORS: dict[str, type[MultiscError]] = {
 Reply = TypeVar("Reply", wire.EncodedReply, wire.DecodedReply, wire.StatusReply)
 
 
-class _BusyError(LinkError):
+class _BusyError(InferenceError):
     """The server's queue is full."""
 
 
@@ -111,7 +111,7 @@ class InferenceClient:
         Raises:
             BadInputError: when the system refuses the input, or it cannot be sent.
             ModelError: when its models cannot be loaded.
-            LinkError: when the server is dead, busy for the whole time-out, too slow, or breaks the protocol.
+            InferenceError: when the server is dead, busy for the whole time-out, too slow, or breaks the protocol.
             MultiscError: when the server failed in another way.
         """
         make = lambda left: wire.EncodeRequest(system, np.asarray(image), options or {}, left)  # noqa: E731
@@ -126,7 +126,7 @@ class InferenceClient:
         """Return the server's health and metrics (docs/reference/inference.md).
 
         Raises:
-            LinkError: when it does not answer in time.
+            InferenceError: when it does not answer in time.
         """
         return self._request(lambda left: wire.StatusRequest(), wire.StatusReply, timeout_s).status
 
@@ -151,10 +151,10 @@ class InferenceClient:
                     return self._exchange(socket, events, make, reply, deadline, timeout_s)
             except _BusyError as error:
                 if time.monotonic() + RETRY_BUSY_S >= deadline:
-                    raise LinkError(f"{error}, for {timeout_s:g} s") from None
+                    raise InferenceError(f"{error}, for {timeout_s:g} s") from None
                 self._on_progress("waiting: the inference process is busy")
                 if self._closed.wait(RETRY_BUSY_S):
-                    raise LinkError(f"the client of {self.address} was closed") from None
+                    raise InferenceError(f"the client of {self.address} was closed") from None
 
     def _exchange(
         self,
@@ -176,13 +176,13 @@ class InferenceClient:
         while True:
             now = time.monotonic()
             if self._closed.is_set():
-                raise LinkError(f"the client of {self.address} was closed")
+                raise InferenceError(f"the client of {self.address} was closed")
             if now >= deadline:
-                raise LinkError(f"no answer from {self.address} within {timeout_s:g} s")
+                raise InferenceError(f"no answer from {self.address} within {timeout_s:g} s")
             if now >= heard + self._dead_after_s:
                 what = "has not been heard" if welcomed else "does not answer"
                 hint = "" if welcomed else "; is `multisc serve` running there, with the keys of this client?"
-                raise LinkError(f"the inference process at {self.address} {what} for {now - heard:.1f} s{hint}")
+                raise InferenceError(f"the inference process at {self.address} {what} for {now - heard:.1f} s{hint}")
             left = min(deadline, heard + self._dead_after_s) - now
             ready = dict(poller.poll(min(_TURN_MS, max(1, int(left * 1000)))))
             if socket not in ready:
@@ -192,7 +192,7 @@ class InferenceClient:
             answered, message = self._receive(socket)
             heard = time.monotonic()
             if answered != number and not (isinstance(message, wire.Failure) and answered == 0):
-                raise LinkError(f"{self.address} answers a request that was not made")
+                raise InferenceError(f"{self.address} answers a request that was not made")
             if isinstance(message, wire.Welcome) and not welcomed:
                 welcomed = True
                 self._send(socket, number, make(max(0.0, deadline - heard)), message.message_limit)
@@ -206,13 +206,13 @@ class InferenceClient:
             elif isinstance(message, wanted):
                 return message
             else:
-                raise LinkError(f"{self.address} answers with an unexpected {type(message).__name__}")
+                raise InferenceError(f"{self.address} answers with an unexpected {type(message).__name__}")
 
     def _lost(self, event: int) -> None:
         """The answer comes over the connection that asked, or never."""
         if event == zmq.EVENT_HANDSHAKE_FAILED_AUTH:
-            raise LinkError(f"the inference process at {self.address} does not know the keys of this client")
-        raise LinkError(f"the connection to the inference process at {self.address} was lost: it ended or refused")
+            raise InferenceError(f"the inference process at {self.address} does not know the keys of this client")
+        raise InferenceError(f"the connection to the inference process at {self.address} was lost: it ended or refused")
 
     def _send(self, socket: zmq.Socket, number: int, request: wire.Message, limit: int) -> None:
         try:
@@ -229,21 +229,21 @@ class InferenceClient:
         try:
             return wire.unpack([frame.buffer for frame in frames], self._message_limit)
         except wire.WireError as error:
-            raise LinkError(f"{self.address} breaks the protocol: {error}") from None
+            raise InferenceError(f"{self.address} breaks the protocol: {error}") from None
 
     def _error(self, failure: wire.Failure) -> MultiscError:
         message = wire.one_line(failure.message)
         if failure.code in _ERRORS:
             prefix = f"internal error in the inference process at {self.address}: "
             return _ERRORS[failure.code]((prefix if failure.code == "internal" else "") + message)
-        kind = _BusyError if failure.code == "busy" else LinkError
+        kind = _BusyError if failure.code == "busy" else InferenceError
         return kind(f"the inference process at {self.address} answers {failure.code}: {message}")
 
     @contextmanager
     def _connection(self) -> Iterator[tuple[zmq.Socket, zmq.Socket]]:
         with self._idle:
             if self._closed.is_set():
-                raise LinkError(f"the client of {self.address} was closed")
+                raise InferenceError(f"the client of {self.address} was closed")
             self._users += 1
         try:
             socket = self._context.socket(zmq.DEALER)

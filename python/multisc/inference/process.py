@@ -20,7 +20,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import IO
 
-from multisc.errors import BadInputError, LinkError, ModelError, MultiscError
+from multisc.errors import BadInputError, InferenceError, ModelError, MultiscError
 from multisc.inference.pool import child_environment, describe_exit
 from multisc.inference.wire import one_line
 
@@ -69,10 +69,10 @@ class OwnInferenceProcess:
         """The child's address.
 
         Raises:
-            LinkError: when it is not running.
+            InferenceError: when it is not running.
         """
         if not self.alive:
-            raise LinkError("the own inference process is not running")
+            raise InferenceError("the own inference process is not running")
         return self._address
 
     @property
@@ -93,10 +93,10 @@ class OwnInferenceProcess:
 
         Raises:
             MultiscError: when it ends, with its last line and of the class its exit code stands for.
-            LinkError: when it is silent for too long.
+            InferenceError: when it is silent for too long.
         """
         if self._process is not None:
-            raise LinkError("this own inference process was started already")
+            raise InferenceError("this own inference process was started already")
         if not sys.executable:
             raise MultiscError("cannot start an inference process: the Python interpreter's path is unknown")
         mine, theirs = socket.socketpair()
@@ -163,7 +163,7 @@ class OwnInferenceProcess:
         while True:
             left = deadline - time.monotonic()
             if left <= 0:
-                raise LinkError(
+                raise InferenceError(
                     f"the inference process was silent for {self._silence_s:g} s while starting: {self._last_words()}"
                 )
             if not select.select([lifeline], [], [], left)[0]:
@@ -187,7 +187,7 @@ class OwnInferenceProcess:
         try:
             code = self._process.wait(STOP_TIMEOUT_S)
         except subprocess.TimeoutExpired:
-            return LinkError(f"the inference process does not get ready: {self._last_words()}")
+            return InferenceError(f"the inference process does not get ready: {self._last_words()}")
         tail = self.stderr_tail()
         own = [line.removeprefix(_PREFIX) for line in tail if line.startswith(_PREFIX)]
         if code == BadInputError.exit_code and own:
@@ -195,7 +195,7 @@ class OwnInferenceProcess:
         if code == MultiscError.exit_code and own:
             kind = ModelError if failure == ModelError.__name__ else MultiscError
             return kind(f"the inference process cannot start: {own[-1]}")
-        return LinkError(f"the inference process ended ({describe_exit(code)}) while starting: {self._last_words()}")
+        return InferenceError(f"the inference process ended ({describe_exit(code)}) while starting: {self._last_words()}")
 
     def _last_words(self) -> str:
         return one_line(" / ".join(self.stderr_tail()[-3:])) or "it wrote nothing"

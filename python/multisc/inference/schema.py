@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from multisc.errors import LinkError
+from multisc.errors import InferenceError
 
 Check = Callable[[Any, str], Any]
 
@@ -21,7 +21,7 @@ MAX_DIMENSIONS = 4
 MAX_NESTING = 6
 
 
-class WireError(LinkError):
+class WireError(InferenceError):
     """A message that breaks the protocol: malformed, out of bounds, or of another version."""
 
 

@@ -22,7 +22,7 @@ from typing import Any, TypeVar
 
 import zmq
 
-from multisc.errors import BadInputError, LinkError, ModelError, MultiscError
+from multisc.errors import BadInputError, InferenceError, ModelError, MultiscError
 from multisc.inference import wire
 from multisc.inference.handler import BatchHandler, make_handler
 from multisc.inference.jobs import split
@@ -123,7 +123,7 @@ class Worker:
             try:
                 message_id, request = wire.unpack(frames, self._settings.message_limit)
                 if not isinstance(request, wire.Request):
-                    raise LinkError(f"a {type(request).__name__} is no work for a worker")
+                    raise InferenceError(f"a {type(request).__name__} is no work for a worker")
                 requests[number] = (message_id, request)
             except Exception as error:
                 self._answer(number, wire.message_id(frames), _failure_with_log(error))
@@ -181,7 +181,7 @@ class Worker:
             try:
                 frames = wire.pack(message_id, reply)
                 if sum(len(frame) for frame in frames) > self._settings.message_limit:
-                    raise LinkError(f"the result is larger than {self._settings.message_limit} bytes")
+                    raise InferenceError(f"the result is larger than {self._settings.message_limit} bytes")
             except Exception as error:
                 reply = _failure_with_log(error)
                 frames = wire.pack(message_id, reply)

@@ -6,7 +6,7 @@ import os
 import numpy as np
 import pytest
 
-from multisc.errors import BadInputError, LinkError
+from multisc.errors import BadInputError, InferenceError
 from multisc.inference import backend as module
 from multisc.inference.backend import Backend
 from multisc.inference.process import OwnInferenceProcess
@@ -40,7 +40,7 @@ def test_an_own_process_is_started_once_when_it_is_needed_and_ended(started):
         (process,) = started
         pid = process.pid
     assert not is_running(pid)
-    with pytest.raises(LinkError):
+    with pytest.raises(InferenceError):
         _ = process.address
 
 
@@ -64,7 +64,7 @@ def test_a_named_inference_process_is_used(started):
 def test_a_closed_backend_starts_nothing(started):
     with Backend() as backend:
         pass
-    with pytest.raises(LinkError, match="closed"):
+    with pytest.raises(InferenceError, match="closed"):
         backend.encode("multi-sc", IMAGE, {})
     assert started == []
 

@@ -149,13 +149,13 @@ def test_an_address_where_nobody_listens():
         address = taken.getsockopt_string(zmq.LAST_ENDPOINT).rstrip("\0")
     with InferenceClient(address, 60, dead_after_s=0.3) as client:
         began = time.monotonic()
-        with pytest.raises(errors.LinkError, match=f"{address} does not answer.*multisc serve"):
+        with pytest.raises(errors.InferenceError, match=f"{address} does not answer.*multisc serve"):
             client.encode("echo", IMAGE)
         assert time.monotonic() - began < 5
 
 
 def test_the_time_out_is_kept_and_names_the_address(server, client, tmp_path):
-    with InferenceClient(server.address, 0.5) as hurried, pytest.raises(errors.LinkError) as caught:
+    with InferenceClient(server.address, 0.5) as hurried, pytest.raises(errors.InferenceError) as caught:
         hurried.encode("echo", IMAGE, {"gate": Gate(tmp_path).path})
     assert server.address in str(caught.value)
     client.encode("echo", IMAGE)  # nobody opened the gate, but the worker is free again
@@ -185,7 +185,7 @@ def test_a_busy_server_is_asked_again(server, tmp_path):
         eventually(lambda: any("busy" in line for line in lines), "the third is told")
         with (
             InferenceClient(server.address, 0.6) as hurried,
-            pytest.raises(errors.LinkError, match=r"busy: 1 requests wait already, for 0\.6 s"),
+            pytest.raises(errors.InferenceError, match=r"busy: 1 requests wait already, for 0\.6 s"),
         ):
             hurried.encode("echo", IMAGE)
         for gate in gates if os.path.exists(gates[0].path + ".in") else gates[::-1]:
@@ -211,9 +211,9 @@ def test_closing_gives_up_what_other_threads_wait_for(server, client, tmp_path):
     gate.await_entry()
     other.close()
     thread.join(DEADLINE_S)
-    assert isinstance(outcome[0], errors.LinkError)
+    assert isinstance(outcome[0], errors.InferenceError)
     assert "closed" in str(outcome[0])
-    with pytest.raises(errors.LinkError, match="closed"):
+    with pytest.raises(errors.InferenceError, match="closed"):
         other.status()
     other.close()  # again: harmless
     client.encode("echo", IMAGE)  # the work was dropped
@@ -221,7 +221,7 @@ def test_closing_gives_up_what_other_threads_wait_for(server, client, tmp_path):
 
 def test_a_worker_that_dies_is_an_error_at_once(client):
     began = time.monotonic()
-    with pytest.raises(errors.LinkError, match=r"worker-died: worker 0 ended \(killed by SIGKILL\)"):
+    with pytest.raises(errors.InferenceError, match=r"worker-died: worker 0 ended \(killed by SIGKILL\)"):
         client.encode("echo", IMAGE, {"die": True})
     assert time.monotonic() - began < 5
 
@@ -233,7 +233,7 @@ def test_a_server_that_stops_in_the_middle_says_so(tmp_path):
         gate.await_entry()
         server.stop()
         thread.join(DEADLINE_S)
-    assert isinstance(outcome[0], errors.LinkError)
+    assert isinstance(outcome[0], errors.InferenceError)
     assert "stopping" in str(outcome[0])
 
 
@@ -256,7 +256,7 @@ def test_a_server_that_misbehaves_is_a_link_error(answers, says):
     with (
         misbehaving(answers) as address,
         InferenceClient(address, 20, dead_after_s=0.5) as client,
-        pytest.raises(errors.LinkError) as caught,
+        pytest.raises(errors.InferenceError) as caught,
     ):
         client.encode("echo", IMAGE)
     assert says in str(caught.value)

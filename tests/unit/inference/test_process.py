@@ -46,7 +46,7 @@ def test_it_serves_and_leaves_nothing_behind():
             np.testing.assert_array_equal(client.encode("echo", IMAGE).preview["image"], IMAGE)
     assert gone(pids)
     assert not process.alive
-    with pytest.raises(errors.LinkError, match="not running"):
+    with pytest.raises(errors.InferenceError, match="not running"):
         _ = process.address
     assert not [pid for pid in children_of(os.getpid()) if pid in pids]  # reaped: no zombies
     process.stop()  # again: harmless
@@ -91,7 +91,7 @@ def test_the_models_are_loaded_before_it_is_ready(tmp_path, monkeypatch):
         ({"preload": ("crash",)}, errors.MultiscError, "killed by SIGSEGV"),
         ({"workers": 0}, errors.BadInputError, "workers 0: must be 1 to 64"),
         ({"arguments": ("--handler", "nothing:x")}, errors.BadInputError, "MODULE:FACTORY"),
-        ({"arguments": ("--no-such-option",)}, errors.LinkError, "exit code 2.*unrecognized arguments"),
+        ({"arguments": ("--no-such-option",)}, errors.InferenceError, "exit code 2.*unrecognized arguments"),
     ],
 )
 def test_a_child_that_cannot_start_says_why(settings, cls, message):
@@ -107,7 +107,7 @@ def test_a_child_that_cannot_start_says_why(settings, cls, message):
 def test_a_child_that_is_silent_is_stopped(tmp_path, monkeypatch):
     monkeypatch.setenv("MULTISC_TEST_GATE", Gate(tmp_path).path)
     process = own(preload=("gate",), silence_s=2.0)
-    with pytest.raises(errors.LinkError, match="was silent for 2 s while starting: "):
+    with pytest.raises(errors.InferenceError, match="was silent for 2 s while starting: "):
         process.start()
     assert not process.alive
 
@@ -138,7 +138,7 @@ def test_a_server_killed_in_the_middle_is_noticed_at_once(tmp_path):
         pids = family(process.pid)
         threading.Thread(target=lambda: (gate.await_entry(), os.kill(process.pid, signal.SIGKILL))).start()
         began = time.monotonic()
-        with pytest.raises(errors.LinkError, match="was lost"):
+        with pytest.raises(errors.InferenceError, match="was lost"):
             client.encode("echo", IMAGE, {"gate": gate.path})
         assert time.monotonic() - began < 10
         eventually(lambda: gone(pids), "the workers end with their server")
@@ -150,7 +150,7 @@ def test_a_server_that_hangs_is_noticed_within_seconds(tmp_path):
     with own() as process, InferenceClient(process.address, 60, dead_after_s=2.0) as client:
         threading.Thread(target=lambda: (gate.await_entry(), os.kill(process.pid, signal.SIGSTOP))).start()
         began = time.monotonic()
-        with pytest.raises(errors.LinkError, match="has not been heard for"):
+        with pytest.raises(errors.InferenceError, match="has not been heard for"):
             client.encode("echo", IMAGE, {"gate": gate.path})
         assert time.monotonic() - began < 10
         os.kill(process.pid, signal.SIGCONT)

@@ -449,10 +449,10 @@ def test_curve_round_trip_and_who_is_kept_out(tmp_path):
     ):
         np.testing.assert_array_equal(client.encode("echo", IMAGE).preview["image"], IMAGE)
         assert client.status()["encrypted"]
-        with pytest.raises(errors.LinkError, match="does not know the keys"):
+        with pytest.raises(errors.InferenceError, match="does not know the keys"):
             other.encode("echo", IMAGE)
         assert client.status()["metrics"]["refused"]["unauthorized"] >= 1
-        with pytest.raises(errors.LinkError):
+        with pytest.raises(errors.InferenceError):
             bare.status()
 
 
@@ -464,7 +464,7 @@ def test_a_server_with_other_keys_than_the_client_expects_gets_nothing(tmp_path)
         running_server(keys=load_server_keys(tmp_path / "others")) as impostor,
         InferenceClient(impostor.address, 5, keys=tmp_path / "ours" / "client.key", dead_after_s=0.5) as client,
     ):
-        with pytest.raises(errors.LinkError):
+        with pytest.raises(errors.InferenceError):
             client.encode("echo", IMAGE)
         assert impostor.status()["metrics"]["requests"] == {}
 
