@@ -140,7 +140,7 @@ def test_the_version_stands_in_one_place() -> None:
     assert multisc.__version__ == importlib.metadata.version("gr-multisc") == PROJECT["version"]
     for path in (ROOT / "CMakeLists.txt", ROOT / "python" / "multisc" / "__init__.py", RECIPE / "meta.yaml"):
         assert PROJECT["version"] not in path.read_text(), path
-    assert f"## {PROJECT['version']}" in (ROOT / "CHANGELOG.md").read_text()
+    assert f"## [{PROJECT['version']}" in (ROOT / "CHANGELOG.md").read_text()
 
 
 def test_the_manifest_is_one_that_cgran_reads() -> None:

@@ -44,7 +44,6 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def small(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Two steps of each training, and nothing of them left behind."""
     monkeypatch.setattr(data, "HELD_OUT_IMAGES", 2)
-    monkeypatch.setattr(data, "HELD_OUT_SENTENCES", 8)
     monkeypatch.setattr(bart, "MEASURED_SNR_DB", (0.0, 30.0))
     recipe = bart.BartRecipe(batch=4, beams=2, fine_tuning=STAGE)
     monkeypatch.setattr(bart, "train_published", functools.partial(bart.train_published, recipe=recipe))

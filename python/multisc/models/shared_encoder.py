@@ -32,13 +32,15 @@ def save_encoder(encoder: EfficientNetLite, directory: Path) -> None:
 
 
 def save_without_encoder(model: Any, directory: Path) -> None:
-    """Write a transformers model in float16 without the weights of its shared encoder."""
+    """Write a transformers model in float16 without the weights of its shared encoder; the model stays as it is."""
     towers = shared_towers(model)
+    # Not ``model.half()``: other models may have the same encoder.
     state = {
-        name: tensor
+        name: tensor.half() if tensor.is_floating_point() else tensor
         for name, tensor in model.state_dict().items()
         if not any(name.startswith(f"{tower}.encoder.") for tower in towers)
     }
+    model.config.dtype = torch.float16
     model.save_pretrained(directory, state_dict=state)
 
 

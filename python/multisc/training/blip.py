@@ -181,7 +181,7 @@ def train(
         train_language_model(model, sentences, unseen, recipe, work, place),
         train_captions(model, views, further, tokenizer.mask_token_id, recipe, work, place),
     ]
-    save_without_encoder(model.cpu().half(), output)
+    save_without_encoder(model.cpu(), output)
     size = model.vision_model.config.image_size
     pictures = BlipImageProcessorPil(
         size={"height": size, "width": size}, image_mean=[MEAN] * 3, image_std=[DEVIATION] * 3

@@ -387,7 +387,7 @@ def train(
         train_feature(trainee, batches, targets, test, recipe, work),
         train_captions(trainee, batches, targets, test, further, recipe, work),
     ]
-    save_without_encoder(model.cpu().half(), output)
+    save_without_encoder(model.cpu(), output)
     make_processor(tokenizer, model.vision_model.config.image_size, recipe).save_pretrained(output)
     quality = {log[0]["stage"]: log[-1] for log in logs}
     record = {"recipe": asdict(recipe), "held_out": quality, "log": [row for log in logs for row in log]}

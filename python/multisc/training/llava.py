@@ -324,7 +324,7 @@ def train(data: Path, work: Path, output: Path, recipe: LlavaRecipe = LlavaRecip
     model.config.consensus_samples = recipe.consensus_samples
     model.config.consensus_temperature = recipe.consensus_temperature
     save_encoder(model.model.vision_tower.encoder, output.parent / DIRECTORY)
-    save_without_encoder(model.cpu().half(), output)
+    save_without_encoder(model.cpu(), output)
     make_processor(tokenizer, model).save_pretrained(output)
     captioner = Captioner.load(output, place.device)
     quality = measure(captioner, captions)

@@ -27,7 +27,7 @@ from multisc.training.channel import NoisyCaptions
 from multisc.training.data import load_caption_data, name_captions, normalise_caption, quarters
 from multisc.training.device import Device, find_device
 from multisc.training.loop import Schedule, fit
-from multisc.training.tokenizers import bart_tokenizer, qwen2_tokenizer, train_bpe
+from multisc.training.tokenizers import bart_tokenizer, qwen2_tokenizer, train_bpe, train_clip_tokenizer
 from multisc.training.views import View, random_view
 
 WORDS = {
@@ -144,7 +144,7 @@ def test_both_tokenizers_cut_text_alike() -> None:
     assert qwen2.encode("<image>") == [len(qwen2) - 1]
 
 
-@pytest.mark.parametrize("train", [diffusion.train_tokenizer, lambda texts: bert_tokenizer(texts, 300, 64)])
+@pytest.mark.parametrize("train", [train_clip_tokenizer, lambda texts: bert_tokenizer(texts, 300, 64)])
 def test_the_same_sentences_make_the_same_tokenizer(train: Callable[[list[str]], PreTrainedTokenizerBase]) -> None:
     """Or a run that is resumed would read its words by another numbering."""
     texts = [*SENTENCES, "where is the cafe?", "naïve \u201cquotes\u201d here"]
