@@ -212,7 +212,9 @@ class InferenceClient:
         """The answer comes over the connection that asked, or never."""
         if event == zmq.EVENT_HANDSHAKE_FAILED_AUTH:
             raise InferenceError(f"the inference process at {self.address} does not know the keys of this client")
-        raise InferenceError(f"the connection to the inference process at {self.address} was lost: it ended or refused")
+        raise InferenceError(
+            f"the connection to the inference process at {self.address} was lost: it ended or refused"
+        )
 
     def _send(self, socket: zmq.Socket, number: int, request: wire.Message, limit: int) -> None:
         try:

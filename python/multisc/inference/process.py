@@ -195,7 +195,9 @@ class OwnInferenceProcess:
         if code == MultiscError.exit_code and own:
             kind = ModelError if failure == ModelError.__name__ else MultiscError
             return kind(f"the inference process cannot start: {own[-1]}")
-        return InferenceError(f"the inference process ended ({describe_exit(code)}) while starting: {self._last_words()}")
+        return InferenceError(
+            f"the inference process ended ({describe_exit(code)}) while starting: {self._last_words()}"
+        )
 
     def _last_words(self) -> str:
         return one_line(" / ".join(self.stderr_tail()[-3:])) or "it wrote nothing"
