@@ -154,7 +154,8 @@ class Views:
         """Return ids (B, tokens), pixels (B, 3, side, side) and features (B, 1280) of so many views of each group."""
         captions, pixels, features = [], [], []
         for name, count in counts.items():
-            rows = rng.choice(len(self._captions[name]), count, replace=False)
+            known = len(self._captions[name])
+            rows = rng.choice(known, count, replace=known < count)
             views = rng.integers(self._small[name].shape[1], size=count)
             for row in rows:
                 said = self._captions[name][row]

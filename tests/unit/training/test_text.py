@@ -20,7 +20,7 @@ from multisc.errors import BadInputError
 from multisc.models.captioner import Captioner
 from multisc.models.corrector import Corrector
 from multisc.models.profile import load_profile
-from multisc.training import bart, blip, blip2, diffusion, fcn, jscc, llava, vae, vlf
+from multisc.training import bart, blip, blip2, diffusion, fcn, jscc, llava, slice_denoiser, vae, vlf
 from multisc.training.blip_tokenizers import bert_tokenizer
 from multisc.training.captioned import Viewing
 from multisc.training.channel import NoisyCaptions
@@ -144,7 +144,9 @@ def test_both_tokenizers_cut_text_alike() -> None:
     assert qwen2.encode("<image>") == [len(qwen2) - 1]
 
 
-@pytest.mark.parametrize("train", [train_clip_tokenizer, lambda texts: bert_tokenizer(texts, 300, 64)])
+@pytest.mark.parametrize(
+    "train", [lambda texts: train_clip_tokenizer(texts, 300, 32), lambda texts: bert_tokenizer(texts, 300, 64)]
+)
 def test_the_same_sentences_make_the_same_tokenizer(train: Callable[[list[str]], PreTrainedTokenizerBase]) -> None:
     """Or a run that is resumed would read its words by another numbering."""
     texts = [*SENTENCES, "where is the cafe?", "naïve \u201cquotes\u201d here"]
@@ -393,7 +395,7 @@ def test_the_command_line_trains_every_stage_on_the_device(
     (tmp_path / "blip2").mkdir()
     (tmp_path / "stable-diffusion").mkdir()
     places = {}
-    stages = (llava, bart, fcn, vae, diffusion, blip2, blip, vlf, jscc)
+    stages = (llava, bart, fcn, vae, diffusion, blip2, blip, vlf, jscc, slice_denoiser)
     for stage in stages:
         monkeypatch.setattr(stage, "train", lambda *_, place, stage=stage, **__: places.update({stage: place}) or {})
     command = ["train", "all", "--data", str(tmp_path), "--out", str(tmp_path)]
