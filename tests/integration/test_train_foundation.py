@@ -44,7 +44,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def small(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Two steps of each training, and nothing of them left behind."""
     monkeypatch.setattr(data, "HELD_OUT_IMAGES", 2)
-    monkeypatch.setattr(bart, "MEASURED_SNR_DB", (0.0, 30.0))
+    monkeypatch.setattr(bart, "MEASURED_SNR_DB", (-4.0, 30.0))
     recipe = bart.BartRecipe(batch=4, beams=2, fine_tuning=STAGE)
     monkeypatch.setattr(bart, "train_published", functools.partial(bart.train_published, recipe=recipe))
     projection = replace(vlf.VlfRecipe(), batch=2, schedule=STAGE)
@@ -74,7 +74,7 @@ def test_the_published_bart_learns_the_channel_and_the_profile_takes_it_up(
     record = json.loads((made / "training.json").read_text())
     assert record["models"] == {"llava": Path(load_profile(name).llava).name, "start": Path(published).name}
     assert record["log"][0]["learning_rate"] == STAGE.learning_rate
-    assert [row["snr_db"] for row in record["held_out"]] == [0.0, 30.0]
+    assert [row["snr_db"] for row in record["held_out"]] == [-4.0, 30.0]
     assert record["held_out"][0]["bleu_received"] < 0.9
     assert record["held_out"][1]["bleu_received"] == 1.0
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from contextlib import nullcontext
 from copy import deepcopy
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -64,6 +64,7 @@ class DiffusionTraining:
         clean: share of slices without noise.
         noise: mean deviation of the noise of the other slices' latents.
         seed: of weights, order and noise.
+        encoders: how the encoders of text and slice are trained before.
     """
 
     steps: int = 900
@@ -78,6 +79,7 @@ class DiffusionTraining:
     clean: float = 0.35
     noise: float = 0.3
     seed: int = 3
+    encoders: clip.ClipTraining = field(default_factory=clip.ClipTraining)
 
 
 @dataclass(frozen=True)
@@ -400,7 +402,7 @@ def train(
     Returns:
         What ``measure`` found of the encoders and of the diffusion model.
     """
-    encoders, tokenizer, met = clip.train(data, work, looked, place=place)
+    encoders, tokenizer, met = clip.train(data, work, looked, setup.encoders, place)
     torch.manual_seed(setup.seed)
     found = load_caption_data(data)
     spoken = json.loads(block_captions.read_text()) if block_captions and block_captions.is_file() else {}

@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from transformers import BartConfig
 
 from multisc.models.shared_encoder import DIRECTORY
-from multisc.training import bart, blip, blip2, data, diffusion, fcn, jscc, llava, vae, vlf
+from multisc.training import bart, blip, blip2, clip, data, diffusion, fcn, jscc, llava, vae, vlf
 from multisc.training.captioned import Viewing
 from multisc.training.device import CPU, Device
 from multisc.training.loop import Schedule, fit
@@ -51,7 +51,9 @@ def trainings(root: Path, made: Path) -> dict[str, Callable[[Path, Path, Device]
     pair = (str(made / "blip2"), str(made / "diffusion" / "sd"))
     projection = vlf.VlfRecipe(batch=2, schedule=STAGE)
     analog = jscc.JsccTraining(steps=2, later_steps=1, batch=2, crop=64)
-    picture = diffusion.DiffusionTraining(steps=2, batch=2)
+    picture = diffusion.DiffusionTraining(
+        steps=2, batch=2, encoders=clip.ClipTraining(steps=2, batch=4, named=1, shown=2, views=1)
+    )
     encoder = made / DIRECTORY
     return {
         "llava": lambda work, out, at: llava.train(root, work, out, small, at),
@@ -61,7 +63,7 @@ def trainings(root: Path, made: Path) -> dict[str, Callable[[Path, Path, Device]
         "fcn": lambda work, out, at: fcn.train(root, work, out, fcn.FcnTraining(steps=2, batch=2), at),
         "vae": lambda work, out, at: vae.train(root, work, out, vae.VaeTraining(steps=2, batch=2), at),
         "diffusion": lambda work, out, at: diffusion.train(
-            root, work, made / "vae", made / "fcn", out / "sd", out / "adapter", setup=picture, place=at
+            root, work, work, made / "vae", out / "sd", out / "adapter", setup=picture, place=at
         ),
         "vlf": lambda work, out, at: vlf.train(root, work, *pair, out, projection, at),
         "deep-jscc": lambda work, out, at: jscc.train(root, work, out, analog, at),
