@@ -196,6 +196,7 @@ class EfficientNetLiteModel(PreTrainedModel):
     config_class = EfficientNetLiteConfig
     main_input_name = "pixel_values"
     _no_split_modules = ("_Block",)
+    _supports_sdpa = True  # it has no attention, so that any implementation will do
 
     def __init__(self, config: EfficientNetLiteConfig) -> None:
         super().__init__(config)
