@@ -27,7 +27,8 @@ def save_encoder(encoder: EfficientNetLite, directory: Path) -> None:
     directory.mkdir(parents=True, exist_ok=True)
     (directory / "config.json").write_text(json.dumps({"model_type": EfficientNetLiteConfig.model_type}) + "\n")
     save_file(
-        _kept({name: tensor.half().contiguous() for name, tensor in encoder.state_dict().items()}), _file(directory)
+        _kept({name: tensor.cpu().half().contiguous() for name, tensor in encoder.state_dict().items()}),
+        _file(directory),
     )
 
 
