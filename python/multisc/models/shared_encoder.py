@@ -87,7 +87,9 @@ def load_encoder(directory: Path, device: str = "cpu", dtype: torch.dtype = torc
         tensors = load_file(file)
     except (SafetensorError, OSError) as error:
         raise ModelError(f"vision encoder {file}: not a safetensors file ({error})") from error
-    encoder = EfficientNetLite()
+    # Its random weights are drawn apart: what a caller draws must not depend on whether another asked before.
+    with torch.random.fork_rng(devices=[]):
+        encoder = EfficientNetLite()
     expected = _kept(encoder.state_dict())
     for name in sorted(expected.keys() | tensors.keys()):
         if name not in tensors or name not in expected or tensors[name].shape != expected[name].shape:

@@ -110,6 +110,16 @@ def test_checkpoints_share_one_encoder(tmp_path: Path) -> None:
     torch.testing.assert_close(models[0].tower.encoder.classifier.weight, encoder.classifier.weight.half().float())
 
 
+def test_loading_the_encoder_draws_no_random_numbers(tmp_path: Path) -> None:
+    """Or a training's weights would depend on whether the encoder was in memory already."""
+    shared_encoder.save_encoder(EfficientNetLite(), tmp_path / "vision-encoder")
+    torch.manual_seed(1)
+    expected = torch.rand(3)
+    torch.manual_seed(1)
+    shared_encoder.load_encoder(tmp_path / "vision-encoder")
+    assert torch.equal(torch.rand(3), expected)
+
+
 def test_encoder_elsewhere_or_damaged_is_one_line(tmp_path: Path) -> None:
     def attach(name: str) -> None:
         shared_encoder.attach(Seeing(name), tmp_path / "llava", "cpu", torch.float32)
