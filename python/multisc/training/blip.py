@@ -17,10 +17,11 @@ from multisc.models.efficientnet_lite import DEVIATION, MEAN, EfficientNetLiteCo
 from multisc.models.encoder_blip import EncoderBlip, unused_tower
 from multisc.models.shared_encoder import DIRECTORY, load_encoder, save_without_encoder
 from multisc.training.blip_tokenizers import START, bert_tokenizer
-from multisc.training.captioned import CaptionedBatches, CaptionedViews, Viewing, look_at_all
+from multisc.training.captioned import CaptionedBatches, CaptionedViews, look_at_all
 from multisc.training.data import load_caption_data
 from multisc.training.device import CPU, Device
 from multisc.training.llava import TESTED, VOCABULARY
+from multisc.training.looks import Viewing
 from multisc.training.loop import Schedule, fit
 from multisc.training.sentences import encode_captions, next_words, pad, train_on_sentences
 

@@ -23,11 +23,11 @@ from multisc.models.efficientnet_lite import DEVIATION, MEAN, EfficientNetLiteCo
 from multisc.models.encoder_blip import EncoderBlip2, unused_tower
 from multisc.models.shared_encoder import DIRECTORY, load_encoder, save_without_encoder
 from multisc.training.blip_tokenizers import opt_tokenizer
-from multisc.training.captioned import Batch, CaptionedBatches, CaptionedViews, Viewing, groups_of, look_at_all
+from multisc.training.captioned import Batch, CaptionedBatches, CaptionedViews, groups_of, look_at_all, paths_of
 from multisc.training.data import load_caption_data
 from multisc.training.device import CPU, Device
 from multisc.training.llava import VOCABULARY
-from multisc.training.looks import thumbnails
+from multisc.training.looks import Viewing, thumbnails
 from multisc.training.loop import Schedule, fit
 from multisc.training.sentences import encode_captions, next_words, pad, train_on_sentences
 from multisc.training.tokenizers import IMAGE_TOKEN, train_bpe
@@ -362,16 +362,9 @@ def train(
     model.set_attn_implementation(place.attention)
     end, viewing = tokenizer.eos_token_id, recipe.viewing
     views = look_at_all(model.vision_model, captions, viewing, work, tokenizer, [end], end)
-    side = recipe.grid * THUMBNAIL
     colours = {
         name: thumbnails(
-            data,
-            [image.path for image in images],
-            work / f"thumbnails_{name}.npy",
-            1 if name == "held_out" else viewing.views,
-            viewing.seed,
-            viewing.smallest,
-            side,
+            data, paths_of(images), work / f"thumbnails_{name}.npy", viewing.of_group(name), recipe.grid * THUMBNAIL
         )
         for name, images in groups_of(captions).items()
     }

@@ -15,25 +15,10 @@ from torch import Tensor
 
 from multisc.models.efficientnet_lite import EfficientNetLiteModel
 from multisc.training.data import CaptionData, CaptionedImage
-from multisc.training.looks import Looks, look
+from multisc.training.looks import Looks, Viewing, look
 from multisc.training.sentences import encode_captions
 
 Sentences = list[list[NDArray[np.int64]]]  # of each photograph its sentences, as token ids
-
-
-@dataclass(frozen=True)
-class Viewing:
-    """Which views of the photographs are encoded.
-
-    Args:
-        views: of each photograph: the whole, its mirror image, and parts.
-        smallest: part of a photograph's area that a view has at least; a quarter, as blocks are.
-        seed: of the parts.
-    """
-
-    views: int = 6
-    smallest: float = 0.25
-    seed: int = 1
 
 
 @dataclass(frozen=True)
@@ -111,6 +96,11 @@ def groups_of(data: CaptionData) -> dict[str, tuple[CaptionedImage, ...]]:
     return {"held_out": data.held_out, "train": data.train, "named": data.named}
 
 
+def paths_of(images: Sequence[CaptionedImage]) -> list[str]:
+    """Return the files of photographs, below the data directory."""
+    return [image.path for image in images]
+
+
 def look_at_all(
     tower: EfficientNetLiteModel,
     data: CaptionData,
@@ -132,15 +122,7 @@ def look_at_all(
     """
     return {
         name: CaptionedViews(
-            look(
-                tower,
-                data.root,
-                [image.path for image in images],
-                work / f"looks_{name}.npy",
-                1 if name == "held_out" else viewing.views,
-                viewing.seed,
-                viewing.smallest,
-            ),
+            look(tower, data.root, paths_of(images), work / f"looks_{name}.npy", viewing.of_group(name)),
             [encode_captions(tokenizer, image.captions, start, end) for image in images],
         )
         for name, images in groups_of(data).items()

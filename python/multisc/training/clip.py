@@ -8,7 +8,7 @@ minutes, and the diffusion model, which never sees that encoder, only learns to 
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -27,10 +27,10 @@ from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 
 from multisc.models.efficientnet_lite import FEATURES, EfficientNetLiteConfig, EfficientNetLiteModel, load_pretrained
 from multisc.models.prompts import CORNERS
-from multisc.training.captioned import Viewing, groups_of
+from multisc.training.captioned import groups_of, paths_of
 from multisc.training.data import CaptionData, load_caption_data
 from multisc.training.device import CPU, Device
-from multisc.training.looks import look, thumbnails
+from multisc.training.looks import Viewing, look, thumbnails
 from multisc.training.loop import Schedule, fit
 from multisc.training.tokenizers import train_clip_tokenizer
 
@@ -209,11 +209,10 @@ def train(
     viewing = Viewing()
     looks, small = {}, {}
     for name, images in groups_of(found).items():
-        paths, views = [image.path for image in images], 1 if name == "held_out" else viewing.views
-        file = looked / f"looks_{name}.npy"
-        looks[name] = look(tower, data, paths, file, views, viewing.seed, viewing.smallest).vectors
-        cache, shown = work / f"clip_{name}.npy", min(views, setup.views)
-        small[name] = thumbnails(data, paths, cache, shown, viewing.seed, viewing.smallest, SLICE_SIDE)
+        paths, seen = paths_of(images), viewing.of_group(name)
+        looks[name] = look(tower, data, paths, looked / f"looks_{name}.npy", seen).vectors
+        shown = replace(seen, views=min(seen.views, setup.views))
+        small[name] = thumbnails(data, paths, work / f"clip_{name}.npy", shown, SLICE_SIDE)
     views_of_all = Views(found, looks, small, tokenizer, setup)
     encoders = Encoders(tokenizer)
     for encoder in (encoders.text, encoders.image):

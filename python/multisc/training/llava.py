@@ -26,10 +26,11 @@ from transformers import (
 from multisc.models.captioner import PAPER_QUERY, Captioner
 from multisc.models.efficientnet_lite import DEVIATION, MEAN, EfficientNetLiteConfig, load_pretrained
 from multisc.models.shared_encoder import DIRECTORY, save_encoder, save_without_encoder
-from multisc.training.captioned import CaptionedBatches, CaptionedViews, Viewing, look_at_all
+from multisc.training.captioned import CaptionedBatches, CaptionedViews, look_at_all
 from multisc.training.captioning import measure, write_block_captions
 from multisc.training.data import CaptionData, load_caption_data
 from multisc.training.device import CPU, Device
+from multisc.training.looks import Viewing
 from multisc.training.loop import Schedule, fit
 from multisc.training.sentences import encode_captions, next_words, pad, train_on_sentences
 from multisc.training.tokenizers import IMAGE_TOKEN, qwen2_tokenizer, train_bpe

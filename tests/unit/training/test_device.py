@@ -16,8 +16,8 @@ from transformers import BartConfig
 
 from multisc.models.shared_encoder import DIRECTORY
 from multisc.training import bart, blip, blip2, clip, data, diffusion, fcn, jscc, llava, vae, vlf
-from multisc.training.captioned import Viewing
 from multisc.training.device import CPU, Device
+from multisc.training.looks import Viewing
 from multisc.training.loop import Schedule, fit
 from tests.support.simulated_gpu import Remote, lowered, simulated_gpu
 from tests.support.training_data import write_training_data

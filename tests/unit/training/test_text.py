@@ -22,10 +22,10 @@ from multisc.models.corrector import Corrector
 from multisc.models.profile import load_profile
 from multisc.training import bart, blip, blip2, diffusion, fcn, jscc, llava, slice_denoiser, vae, vlf
 from multisc.training.blip_tokenizers import bert_tokenizer
-from multisc.training.captioned import Viewing
 from multisc.training.channel import NoisyCaptions
 from multisc.training.data import load_caption_data, name_captions, normalise_caption, quarters
 from multisc.training.device import Device, find_device
+from multisc.training.looks import Viewing
 from multisc.training.loop import Schedule, fit
 from multisc.training.tokenizers import bart_tokenizer, qwen2_tokenizer, train_bpe, train_clip_tokenizer
 from multisc.training.views import View, random_view
