@@ -55,6 +55,16 @@ class ReceiverPipeline:
             self._check()
             self._headers.submit(self._follow_up, self.receiver.search(samples[first : first + PIECE]))
 
+    def drain(self) -> None:
+        """Wait until everything that has been found so far is delivered.
+
+        Raises:
+            Exception: what a thread raised, unless there is ``fail``.
+        """
+        self._headers.wait()
+        self._payloads.wait()
+        self._check()
+
     def flush(self) -> None:
         """End the stream, as ``BurstReceiver.flush``; returns when everything has been delivered.
 
@@ -63,9 +73,7 @@ class ReceiverPipeline:
         """
         self._check()
         self._headers.submit(self._follow_up, self.receiver.search_end())
-        self._headers.wait()
-        self._payloads.wait()
-        self._check()
+        self.drain()
 
     def close(self) -> None:
         """End the threads, which start again with the next samples; what was not flushed is dropped."""

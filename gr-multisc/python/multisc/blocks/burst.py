@@ -201,13 +201,26 @@ class burst_receiver(gr.sync_block):
 
     @guarded_work
     def work(self, input_items: list, output_items: list) -> int:
-        """Search for bursts."""
+        """Search for bursts.
+
+        The last sample at hand stays behind until all that was found before it has been handed on: a block that has
+        read its whole input ends, and those behind it with it, whatever threads have still to send.
+        """
         samples = input_items[0]
+        if samples.size > 1:
+            samples = samples[:-1]
         ends = self.get_tags_in_window(0, 0, samples.size, END_TAG)
         self._pipeline.push(samples)
+        if samples.size == 1:
+            self._pipeline.drain()
         if ends:
             self._finish()
         return -1 if self._failed else samples.size
+
+    def stop(self) -> bool:
+        """End the threads; GNU Radio calls it when the block has ended or the flowgraph is stopped."""
+        self._pipeline.close()
+        return True
 
     def _finish(self) -> None:
         self._pipeline.flush()
